@@ -1,0 +1,38 @@
+# make quickstart   the main job, small: about 12 minutes after set-up, ends with a table and a report
+# make test         every test but those marked `long`
+# make test-fast    what needs no Megatron process: under a minute
+# make lint         what pre-commit checks
+# The first call makes .venv from requirements/; a later one installs again only what a changed lock asks for.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+# A tiny model is slower on several threads than on one, and tests share the machine.
+test test-fast: export OMP_NUM_THREADS := 1
+test test-fast lint: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+.PHONY: quickstart test test-fast lint setup
+.DELETE_ON_ERROR:
+
+quickstart: setup
+	.venv/bin/swirl quickstart
+
+test: setup
+	pytest -m "not long"
+
+test-fast: setup
+	pytest -m "not megatron and not slow and not long"
+
+lint: setup
+	pre-commit run --all-files --show-diff-on-failure
+
+setup: .venv/installed
+
+.venv/installed: requirements/torch.lock requirements/cpu.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || \
+		{ echo "make: error: '$(PYTHON)' is no Python 3.11 or 3.12 with venv: install python3.11 and python3.11-venv, or give make PYTHON=..."; exit 2; }
+	test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
+	$(PIP) -r requirements/torch.lock -c requirements/cpu.lock
+	$(PIP) --no-deps --no-build-isolation --use-pep517 -r requirements/cpu.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@

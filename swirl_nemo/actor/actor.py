@@ -1,0 +1,187 @@
+"""The NeMo-Aligner actor of SWIRL: log-probs, generation and one optimizer step, under tensor and pipeline parallelism.
+
+It is NeMo-Aligner's MegatronGPTActorModel with its three interfaces (`get_inference_log_probs`, `infer`,
+`get_loss_and_metrics`) put on ScoringGPTModel: the head runs at completion positions only, old log-probs come from the
+rollout, and the loss is a function of log-probs that the caller gives with each micro-batch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
+from nemo_aligner.utils.train_utils import prepare_for_training_step, set_eval, set_sync_funcs, set_train
+from torch import Tensor
+
+from ..rollout.engine import Rollout, from_last_stage, generate
+from ..rollout.sampling import Distribution
+from .batch import MicroBatch, pad_columns
+from .model import ScoringGPTModel, block_spec
+
+
+class SwirlActor(MegatronGPTActorModel):
+    """One live model on this rank's device; weights.WeightSets dresses it as FWM, IDM or reference."""
+
+    def model_provider_func(self, pre_process: bool, post_process: bool) -> ScoringGPTModel:
+        self.transformer_config.variable_seq_lengths = self.cfg.pipeline_model_parallel_size > 1
+        model = ScoringGPTModel(
+            config=self.transformer_config,
+            transformer_layer_spec=block_spec(self.transformer_config),
+            vocab_size=self.padded_vocab_size,
+            max_sequence_length=self.cfg.encoder_seq_length,
+            pre_process=pre_process,
+            post_process=post_process,
+            parallel_output=True,
+            share_embeddings_and_output_weights=self.cfg.share_embeddings_and_output_weights,
+            position_embedding_type="rope",
+            rotary_percent=self.cfg.rotary_percentage,
+            rotary_base=self.cfg.rotary_base,
+        )
+        model.logit_chunk = self.cfg.swirl_logit_chunk
+        return model
+
+    def _vocab_size_with_padding(self, *_, **__) -> int:
+        """The checkpoint's, so that it does not depend on the tensor-parallel size as NeMo's own padding does."""
+        return self.cfg.override_vocab_size
+
+    @property
+    def module(self) -> ScoringGPTModel:
+        """The wrapped model of this stage, callable and with Megatron's `config`."""
+        (model,) = self.model
+        return model
+
+    # scoring and generation
+
+    @torch.no_grad()
+    def get_inference_log_probs(self, micro_batches: list[MicroBatch]) -> Tensor:
+        """Log-probs and entropies [2, B, C] of the micro-batches' completion tokens, in order, on every rank."""
+        set_eval(self)
+        outputs = self._run(micro_batches, forward_only=True)
+        if not outputs:
+            outputs = [self._like(batch) for batch in micro_batches]
+        for output in outputs:
+            from_last_stage(output)
+        set_train(self)
+        return pad_columns(outputs)
+
+    def _like(self, batch: MicroBatch) -> Tensor:
+        shape = (2, *batch.sequences.completion_mask.shape)
+        return torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
+
+    def infer(self, prompts: list[list[int]], distribution: Distribution, **options) -> Rollout:
+        """rollout.engine.generate on the live weights; options as there."""
+        set_eval(self)
+        with self._whole_sequences():
+            rollout = generate(self.module, prompts, distribution.to(torch.cuda.current_device()), **options)
+        set_train(self)
+        return rollout
+
+    @contextmanager
+    def _whole_sequences(self):
+        """Sequence parallelism off: a single decoded token cannot be divided among ranks."""
+        names = ("sequence_parallel", "reduce_scatter_embeddings")
+        holders = [self.transformer_config, *(m for stage in self.model for m in stage.modules())]
+        before = [(holder, name, getattr(holder, name)) for holder in holders for name in names if hasattr(holder, name)]
+        for holder, name, _ in before:
+            setattr(holder, name, False)
+        yield
+        for holder, name, value in before:
+            setattr(holder, name, value)
+
+    # training
+
+    def get_loss_and_metrics(self, micro_batches: list[MicroBatch], forward_only: bool) -> dict[str, Tensor]:
+        """Forward and, unless `forward_only`, backward of all micro-batches; their metric sums, on every stage.
+
+        Gradients are those of the sum of the micro-batches' losses over all data-parallel ranks.
+        """
+        outputs = self._run(micro_batches, forward_only)
+        sums = _add(outputs) if outputs else {}
+        box = [sums]
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            source = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast_object_list(box, source, group=parallel_state.get_pipeline_model_parallel_group())
+        return box[0]
+
+    def optimizer_step(self, micro_batches: list[MicroBatch], lr: float, clip_grad: float) -> tuple[float, dict]:
+        """One step of Megatron's distributed optimizer. Returns the gradient norm before clipping and the metric sums."""
+        prepare_for_training_step(self, zero_grad=False)
+        self._optimizer.zero_grad()
+        sums = self.get_loss_and_metrics(micro_batches, forward_only=False)
+        self.finish_training_step()
+        optimizer = self._optimizer.mcore_optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.config.clip_grad = clip_grad
+        _, grad_norm, _ = self._optimizer.step()
+        return float(grad_norm), sums
+
+    def reset_optimizer(self) -> None:
+        """Forget the moments, and take the live weights as the ones to step from: a phase starts as a fresh run does."""
+        optimizer = self._optimizer.mcore_optimizer
+        optimizer.optimizer.state.clear()
+        for group in optimizer.param_groups:
+            group["step"] = 0
+        self._optimizer.reload_model_params()
+
+    # the pipeline schedule
+
+    def _run(self, micro_batches: list[MicroBatch], forward_only: bool) -> list:
+        scoring = micro_batches[0].loss is None
+        set_sync_funcs(self, forward_only)
+        return get_forward_backward_func()(
+            forward_step_func=self._forward_step(scale=len(micro_batches) * self._data_parallel_world()),
+            data_iterator=iter(micro_batches),
+            model=self.model,
+            num_microbatches=len(micro_batches),
+            forward_only=forward_only,
+            seq_length=0,  # ignored: stages tell each other the shape of each micro-batch
+            micro_batch_size=0,
+            collect_non_loss_data=scoring,
+        )
+
+    def _forward_step(self, scale: int):
+        """`scale` undoes Megatron's means over micro-batches and data-parallel ranks: losses come as parts of a sum."""
+
+        def forward_step(batches: Iterator[MicroBatch], model):
+            batch = next(batches)
+            scored = batch.scored()
+            output = model(*self._inputs(batch.sequences.tokens), scored=scored)
+
+            def loss(output: Tensor, non_loss_data: bool = False):
+                spread = batch.spread(scored, output)
+                if non_loss_data:
+                    return spread
+                part, sums = batch.loss(spread[0], spread[1])
+                return part * scale, sums
+
+            return output, loss
+
+        return forward_step
+
+    def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens [b, T] and positions; T is padded so that sequence parallelism divides it."""
+        if self.transformer_config.sequence_parallel:
+            tokens = F.pad(tokens, (0, -tokens.shape[1] % self.cfg.tensor_model_parallel_size))
+        return tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+    @staticmethod
+    def _data_parallel_world() -> int:
+        return parallel_state.get_data_parallel_world_size()
+
+
+def _add(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Sums of metrics over micro-batches; names that end in /max take the maximum. A name may be missing in some."""
+    total: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            value = value.detach()
+            if name not in total:
+                total[name] = value
+            else:
+                total[name] = torch.maximum(total[name], value) if name.endswith("/max") else total[name] + value
+    return total

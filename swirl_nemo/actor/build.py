@@ -1,0 +1,131 @@
+"""From a NeMo checkpoint's model_config.yaml and a run's configuration to a live actor on this process's device."""
+
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
+
+from ..config import Dtype, SwirlConfig
+from ..stack import on_cpu, prepare
+
+MODEL_CONFIG = "model_config.yaml"
+
+# What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the learning
+# rate, the data and generation, so NeMo's parts for those get the least that they accept.
+RUNTIME = {
+    "mcore_gpt": True,
+    "transformer_engine": False,
+    "name": "megatron_gpt_full_te_layer_autocast",
+    "use_cpu_initialization": True,
+    "gradient_as_bucket_view": True,
+    "gradient_accumulation_fusion": False,
+    "bias_dropout_add_fusion": False,
+    "bias_activation_fusion": False,
+    "masked_softmax_fusion": False,
+    "get_attention_mask_from_fusion": False,
+    "apply_rope_fusion": False,
+    "persist_layer_norm": False,
+    "peft": {"peft_scheme": "none", "restore_from_path": None},
+    "ppo": {
+        "length_params": {},
+        "sampling_params": {},
+        "offload_adam_states": False,
+        "entropy_bonus": 0.0,
+        "ratio_eps": 0.0,
+        "forward_micro_batch_size": 1,
+    },
+    "data": {"data_impl": "jsonl", "splits_string": None, "seq_length": 0},
+}
+
+
+def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
+    """The architecture that the checkpoint states, with this run's layout, precision and optimizer merged in."""
+    architecture = OmegaConf.load(checkpoint / MODEL_CONFIG)
+    recompute = cfg.model.recompute_layers
+    layout = {
+        "tensor_model_parallel_size": cfg.parallel.tensor,
+        "pipeline_model_parallel_size": cfg.parallel.pipeline,
+        "sequence_parallel": cfg.parallel.sequence,
+        "micro_batch_size": cfg.parallel.micro_batch,
+        "global_batch_size": cfg.parallel.micro_batch * data_parallel_size(cfg),
+        "seed": cfg.run.seed,
+        "precision": precision(cfg),
+        "megatron_amp_O2": cfg.precision.dtype is Dtype.bf16,
+        "encoder_seq_length": cfg.model.max_length,
+        "activations_checkpoint_granularity": "full" if recompute else None,
+        "activations_checkpoint_method": "uniform" if recompute else None,
+        "activations_checkpoint_num_layers": 1 if recompute else None,
+        "activations_checkpoint_layers_per_pipeline": None,
+        "swirl_logit_chunk": cfg.model.logit_chunk,
+        "optim": {
+            "name": "mcore_distributed_optim",
+            "lr": 0.0,
+            "weight_decay": cfg.optimizer.weight_decay,
+            "betas": [cfg.optimizer.beta1, cfg.optimizer.beta2],
+            "eps": cfg.optimizer.eps,
+        },
+    }
+    merged = OmegaConf.merge(architecture, RUNTIME, layout)
+    merged.tokenizer.type = str(checkpoint / architecture.tokenizer.type)
+    return merged
+
+
+def precision(cfg: SwirlConfig):
+    return "bf16" if cfg.precision.dtype is Dtype.bf16 else 32
+
+
+def data_parallel_size(cfg: SwirlConfig) -> int:
+    return cfg.cluster.nodes * cfg.cluster.devices // (cfg.parallel.tensor * cfg.parallel.pipeline)
+
+
+def init_process_group(cfg: SwirlConfig) -> None:
+    """Join the processes that torchrun or srun started; alone, be a group of one without a network port."""
+    timeout = timedelta(minutes=cfg.cluster.timeout_minutes)
+    backend = "gloo" if on_cpu() else "nccl"
+    if cfg.cluster.nodes * cfg.cluster.devices > 1:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+
+
+def build_actor(cfg: SwirlConfig, checkpoint: Path):
+    """A SwirlActor with the architecture of `checkpoint`, wrapped by Megatron's DDP and distributed optimizer.
+
+    Its weights are whatever initialisation gave: load a checkpoint into it (checkpoint.weights.load).
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    prepare()
+    from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+    from nemo.utils import logging
+    from nemo_aligner.utils import train_script_utils as aligner
+
+    from .actor import SwirlActor
+
+    logging.set_verbosity(logging.ERROR)
+    if not dist.is_initialized():
+        init_process_group(cfg)
+    model = model_config(cfg, checkpoint)
+    trainer_cfg = {
+        "num_nodes": cfg.cluster.nodes,
+        "devices": cfg.cluster.devices,
+        "accelerator": "cpu" if on_cpu() else "gpu",
+        "precision": precision(cfg),
+        "logger": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "max_epochs": 1,
+        "gradient_clip_val": cfg.optimizer.clip_grad,
+        "swirl": {},
+    }
+    tree = OmegaConf.create({"trainer": trainer_cfg, "exp_manager": None, "model": model})
+    trainer = aligner.resolve_and_create_trainer(tree, "swirl")
+    actor = SwirlActor(tree.model, trainer)
+    aligner.init_peft(actor, tree.model)
+    aligner.init_distributed(trainer, actor, False)
+    placeholder = [0]
+    aligner.init_using_ptl(trainer, actor, torch.utils.data.DataLoader(placeholder), placeholder)
+    model_parallel_cuda_manual_seed(cfg.run.seed)
+    return actor

@@ -1,0 +1,187 @@
+"""What the types of config.py cannot say, checked before any process group starts.
+
+Each fault is a ValueError of one line: KEY=VALUE: what is wrong: how to mend it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from .config import PhaseConfig, RoleDataConfig, RoleName, SftConfig, SwirlConfig
+
+
+def check(cfg: SwirlConfig, world_size: int) -> None:
+    """Values and their combinations, for `world_size` processes; reads no file.
+
+    Raises ValueError, one line.
+    """
+    _check_parallel(cfg, world_size)
+    replicas = world_size // (cfg.parallel.tensor * cfg.parallel.pipeline)
+    for role in ("fwm", "idm"):
+        _check_data(f"data.{role}", getattr(cfg.data, role), cfg.model.max_length)
+        _check_phase(f"phase.{role}", getattr(cfg.phase, role), cfg, replicas)
+    _check_sft("pretrain", cfg.pretrain, cfg, replicas)
+    _check_sft("warmup", cfg.warmup, cfg, replicas)
+    _check_alternation(cfg)
+    _require("run.name", cfg.run.name, lambda v: v and v not in (".", "..", "latest") and "/" not in v, "a folder's name")
+    _require_all("run", cfg.run, _NOT_NEGATIVE, "save_every")
+    _require_all("run", cfg.run, _POSITIVE, "keep")
+    _require_all("model", cfg.model, _POSITIVE, "max_length", "logit_chunk")
+    _require_all("eval", cfg.eval, _NOT_NEGATIVE, "transitions", "samples")
+    _require_all("eval", cfg.eval, _POSITIVE, "batch")
+    _require_all("optimizer", cfg.optimizer, _POSITIVE, "eps", "clip_grad")
+    _require_all("optimizer", cfg.optimizer, _FRACTION, "beta1", "beta2")
+    _require_all("optimizer", cfg.optimizer, _NOT_NEGATIVE, "weight_decay")
+    _require_all("annotate", cfg.annotate, _NOT_NEGATIVE, "pool")
+    _require("cluster.backend", cfg.cluster.backend, lambda v: v in ("gloo", "nccl"), "gloo on CPUs, nccl on GPUs")
+    _require_all("cluster", cfg.cluster, _POSITIVE, "timeout_minutes", "nodes", "devices")
+
+
+def check_files(cfg: SwirlConfig) -> None:
+    """Every file and folder that the configuration names is there, and the models can be split as it asks.
+
+    Raises ValueError, one line, with the key and the path.
+    """
+    for key in ("labelled", "unlabelled", "validation", "test"):
+        path = getattr(cfg.data, key)
+        if not Path(path).is_file():
+            raise ValueError(f"data.{key}={path}: no such file: collect it (swirl collect) or give data.{key}=FILE")
+    if not Path(cfg.data.tokenizer).is_dir():
+        raise ValueError(f"data.tokenizer={cfg.data.tokenizer}: no such folder: give a Hugging Face tokenizer folder")
+    for key in ("fwm",) if cfg.model.weights.value == "shared" else ("fwm", "idm"):
+        _check_model(f"model.{key}", Path(getattr(cfg.model, key)), cfg)
+
+
+def _check_model(key: str, folder: Path, cfg: SwirlConfig) -> None:
+    file = folder / "model_config.yaml"
+    if not file.is_file():
+        raise ValueError(f"{key}={folder}: no model_config.yaml in it: make the folder with swirl import HF_DIR {folder}")
+    model = OmegaConf.load(file)
+    divided = {
+        "tensor": ("num_attention_heads", "num_query_groups", "ffn_hidden_size"),
+        "pipeline": ("num_layers",),
+    }
+    for axis, names in divided.items():
+        size = getattr(cfg.parallel, axis)
+        for name in names:
+            if model[name] % size:
+                raise ValueError(
+                    f"parallel.{axis}={size}: does not divide the {model[name]} {name} of {file}: give a divisor of it"
+                )
+    if cfg.model.max_length > model.max_position_embeddings:
+        raise ValueError(
+            f"model.max_length={cfg.model.max_length}: {file} allows {model.max_position_embeddings} positions: "
+            f"give at most {model.max_position_embeddings}"
+        )
+
+
+def _check_parallel(cfg: SwirlConfig, world_size: int) -> None:
+    parallel = cfg.parallel
+    _require_all("parallel", parallel, _POSITIVE, "tensor", "pipeline", "micro_batch", "score_batch")
+    if world_size % (parallel.tensor * parallel.pipeline):
+        raise ValueError(
+            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}: does not divide the world of "
+            f"{world_size} process(es): start a multiple of {parallel.tensor * parallel.pipeline}, "
+            f"e.g. torchrun --nproc-per-node {parallel.tensor * parallel.pipeline} -m swirl_nemo ..."
+        )
+    if parallel.sequence and parallel.tensor == 1:
+        raise ValueError(
+            "parallel.sequence=true: splits a sequence over tensor-parallel ranks, and parallel.tensor is 1: "
+            "give parallel.sequence=false"
+        )
+
+
+def _check_data(key: str, data: RoleDataConfig, longest: int) -> None:
+    _require_all(key, data, _NOT_NEGATIVE, "min_length")
+    _require_all(key, data, _POSITIVE, "max_length")
+    if not data.templates:
+        raise ValueError(f"{key}.templates=[]: no prompt can be made: give at least one template")
+    if data.min_length > data.max_length:
+        raise ValueError(
+            f"{key}.min_length={data.min_length}: over {key}.max_length={data.max_length}: give at most that"
+        )
+    if data.max_length >= longest:
+        raise ValueError(
+            f"{key}.max_length={data.max_length}: leaves no room for a prompt in model.max_length={longest}: "
+            f"give less, or a longer model.max_length"
+        )
+
+
+def _check_sft(key: str, sft: SftConfig, cfg: SwirlConfig, replicas: int) -> None:
+    _require_all(key, sft, _NOT_NEGATIVE, "steps", "lr_warmup")
+    _require_all(key, sft, _POSITIVE, "batch")
+    _require_all(key, sft, _POSITIVE, "lr")
+    _require_multiple(f"{key}.batch", sft.batch, replicas, cfg.parallel.micro_batch)
+
+
+def _check_phase(key: str, phase: PhaseConfig, cfg: SwirlConfig, replicas: int) -> None:
+    _require_all(key, phase, _NOT_NEGATIVE, "steps", "lr_warmup", "replay_batch")
+    _require_all(key, phase, _POSITIVE, "prompts", "optimizer_steps")
+    _require_all(key, phase, _POSITIVE, "lr", "clip_grad", "std_epsilon", "clip_high")
+    _require_all(key, phase, _NOT_NEGATIVE, "kl_beta", "dead_std", "policy_gradient", "mstep", "replay")
+    _require(f"{key}.clip_low", phase.clip_low, lambda v: 0 < v <= 1, "in (0, 1]")
+    _require(f"{key}.reward_floor", phase.reward_floor, lambda v: v < 0, "below 0, a mean log-probability")
+    _require(f"{key}.group", phase.group, lambda v: v >= 2, "at least 2: an advantage is a reward against its group's mean")
+    _require_all(f"{key}.sampling", phase.sampling, _POSITIVE, "temperature")
+    _require_all(f"{key}.sampling", phase.sampling, _NOT_NEGATIVE, "top_k")
+    _require(f"{key}.sampling.top_p", phase.sampling.top_p, lambda v: 0 < v <= 1, "in (0, 1]; 1 is off")
+    if not (phase.policy_gradient or phase.mstep or phase.replay):
+        raise ValueError(f"{key}.policy_gradient=0: mstep and replay are 0 too, nothing trains: give one a weight")
+    if key == "phase.idm" and phase.mstep:
+        raise ValueError(f"{key}.mstep={phase.mstep}: an IDM's target is sampled, not given: give 0")
+    if phase.replay:
+        _require_all(key, phase, _POSITIVE, "replay_batch")
+        _require_multiple(f"{key}.replay_batch", phase.replay_batch, replicas, 1)
+    _require_multiple(f"{key}.prompts", phase.prompts, replicas, 1)
+    _require_split(key, phase, cfg.parallel.micro_batch, replicas)
+
+
+def _require_split(key: str, phase: PhaseConfig, micro_batch: int, replicas: int) -> None:
+    """A rank's rollout splits evenly into optimizer steps, and each of those into micro-batches."""
+    rollout = phase.prompts // replicas * phase.group
+    if rollout % phase.optimizer_steps:
+        raise ValueError(
+            f"{key}.optimizer_steps={phase.optimizer_steps}: does not divide the {rollout} completions of a "
+            f"data-parallel rank ({key}.prompts / {replicas} x {key}.group): give a divisor of {rollout}"
+        )
+    mini_batch = rollout // phase.optimizer_steps
+    if mini_batch % micro_batch:
+        raise ValueError(
+            f"parallel.micro_batch={micro_batch}: does not divide the {mini_batch} completions of an optimizer step of "
+            f"{key} on a data-parallel rank: give a divisor of {mini_batch}, or another {key}.prompts or {key}.group"
+        )
+
+
+def _check_alternation(cfg: SwirlConfig) -> None:
+    _require_all("alternation", cfg.alternation, _NOT_NEGATIVE, "iterations")
+    order = [role.value for role in cfg.alternation.order]
+    if not order or len(set(order)) < len(order):
+        raise ValueError(
+            f"alternation.order=[{','.join(order)}]: each role at most once and at least one: give e.g. "
+            f"[{','.join(RoleName.__members__)}]"
+        )
+
+
+_Rule = tuple[Callable[[Any], bool], str]
+_POSITIVE: _Rule = (lambda v: v > 0, "over 0")
+_NOT_NEGATIVE: _Rule = (lambda v: v >= 0, "0 or more")
+_FRACTION: _Rule = (lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+def _require_all(prefix: str, node: Any, rule: _Rule, *names: str) -> None:
+    for name in names:
+        _require(f"{prefix}.{name}", getattr(node, name), *rule)
+
+
+def _require(key: str, value: Any, holds: Callable[[Any], bool], wanted: str) -> None:
+    if not holds(value):
+        raise ValueError(f"{key}={value}: out of range: it must be {wanted}")
+
+
+def _require_multiple(key: str, value: int, replicas: int, micro_batch: int) -> None:
+    unit = replicas * micro_batch
+    if value % unit:
+        parts = f"{replicas} data-parallel rank(s)" + (f" x parallel.micro_batch={micro_batch}" if micro_batch > 1 else "")
+        raise ValueError(f"{key}={value}: does not divide by {unit} ({parts}): give a multiple of {unit}")

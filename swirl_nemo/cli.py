@@ -1,0 +1,152 @@
+"""`swirl VERB [KEY=VALUE]...`: each verb is a call into a room of this package.
+
+A room is imported when its verb runs and after the settings are read: the NeMo stack takes seconds to import, and a
+mistake should show at once.
+"""
+
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .settings import compose, load
+
+# torch says this at every import, about a package that Megatron Core's dependencies bring in.
+warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
+
+app = typer.Typer(
+    name="swirl",
+    help="Train a forward world model and an inverse dynamics model against each other on state-only data.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Settings of conf/swirl.yaml, and choices of its groups: experiment, data, model, phase, parallel, "
+        "precision, cluster.",
+        show_default=False,
+    ),
+]
+UsageError = typer.BadParameter.__base__  # Click's, from whichever module this version of Typer takes it
+
+
+@app.command(epilog="Example: swirl quickstart run.seed=2")
+def quickstart(overrides: Overrides = ()) -> None:
+    """The whole loop, small: collect a built-in world, warm up, train, compare, report."""
+    from .quickstart import run
+
+    run(list(overrides))
+
+
+@app.command(epilog="Example: swirl collect world=household seed=1 world.labelled=100")
+def collect(
+    overrides: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE", help="Settings of conf/collect.yaml.", show_default=False)
+    ] = (),
+) -> None:
+    """Collect transitions of a world into data/WORLD."""
+    from . import worlds
+    from .worlds.config import CollectConfig
+
+    cfg = compose(list(overrides), "collect", CollectConfig)
+    counts = worlds.collect(cfg)
+    typer.echo(f"{cfg.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
+
+
+@app.command("import", epilog="Example: swirl import models/smollm2_135m_hf models/smollm2_135m")
+def import_(
+    hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json, safetensors, tokenizer.")],
+    out: Annotated[Path, typer.Argument(help="NeMo checkpoint folder to make.")],
+) -> None:
+    """Make a NeMo checkpoint of a Hugging Face Llama-family folder."""
+    from .checkpoint.huggingface import import_hf
+
+    import_hf(hf_dir, out)
+    typer.echo(str(out))
+
+
+@app.command(epilog="Example: swirl warmup experiment=quickstart warmup.steps=200")
+def warmup(overrides: Overrides = ()) -> None:
+    """Supervised fine-tuning of both roles on the labelled set."""
+    cfg = load(list(overrides))
+    from . import alternation
+
+    alternation.warmup(cfg)
+
+
+@app.command(epilog="Example: swirl annotate experiment=quickstart annotate.greedy=true")
+def annotate(overrides: Overrides = ()) -> None:
+    """Latent actions for the state-only transitions, from the current IDM."""
+    cfg = load(list(overrides))
+    from . import alternation
+
+    alternation.annotate(cfg)
+
+
+@app.command(epilog="Example: torchrun --nproc-per-node 2 -m swirl_nemo train experiment=quickstart parallel=tp2")
+def train(overrides: Overrides = ()) -> None:
+    """Warm-up, then iterations of annotation, Phase I and Phase II. The same command goes on where a run stopped."""
+    cfg = load(list(overrides))
+    from . import alternation
+
+    alternation.train(cfg)
+
+
+@app.command("eval", epilog="Example: swirl eval experiment=quickstart eval.transitions=100")
+def evaluate(overrides: Overrides = ()) -> None:
+    """Held-out figures of both roles."""
+    cfg = load(list(overrides))
+    from . import alternation
+
+    alternation.evaluate(cfg)
+
+
+@app.command(epilog="Example: swirl report runs/latest")
+def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> None:
+    """Write a run's report.html."""
+    from .evaluation.report import write_report
+
+    typer.echo(str(write_report(run_dir)))
+
+
+@app.command(epilog="Example: swirl doctor")
+def doctor() -> int:
+    """Versions, devices, memory, and a collective between two processes; exit code 1 where something needed is missing."""
+    from .doctor import examine
+
+    return examine()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. A user's mistake is one line on standard error and exit code 2.
+
+    A mistake is a ValueError that this package raised; from within a library it is a bug and keeps its traceback, as
+    does every one under SWIRL_DEBUG=1.
+    """
+    try:
+        sys.exit(app(arguments, standalone_mode=False))
+    except UsageError as error:
+        _fail(f"{error.format_message().rstrip('.')}: see swirl --help")
+    except typer.Abort:
+        sys.exit(130)
+    except ValueError as error:
+        if os.environ.get("SWIRL_DEBUG") == "1" or not _raised_here(error):
+            raise
+        _fail(str(error))
+
+
+def _raised_here(error: ValueError) -> bool:
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].split(".")[0] == __package__
+
+
+def _fail(message: str) -> None:
+    print("swirl: error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

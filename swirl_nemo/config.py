@@ -1,0 +1,221 @@
+"""The schema: every key that a run can set, its type and its meaning.
+
+Values live in conf/ alone. A field without a default here must be set there, so that each default has one home; Hydra
+composes conf/ over this schema and refuses an unknown key or an ill-typed value. `swirl_nemo.settings` composes and
+checks what types cannot say.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class Weights(Enum):
+    """Whether FWM and IDM are two weight sets or one that plays both roles."""
+
+    separate = "separate"
+    shared = "shared"
+
+
+class Kl(Enum):
+    """Estimators of KL(policy || reference) from one sample (Schulman 2020, "Approximating KL divergence")."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class Aggregation(Enum):
+    """How token losses become one loss: mean of sequence means (GRPO), or mean over all tokens (DAPO)."""
+
+    sequence_mean = "sequence_mean"
+    token_mean = "token_mean"
+
+
+class Schedule(Enum):
+    constant = "constant"
+    cosine = "cosine"
+
+
+class Dtype(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class RoleName(Enum):
+    fwm = "fwm"
+    idm = "idm"
+
+
+class Tokens(Enum):
+    """What a role may emit: text is every ordinary token of the tokenizer; the end token always belongs to it."""
+
+    text = "text"
+
+
+@dataclass
+class RunConfig:
+    name: str = MISSING  # the run's folder is {root}/{name}
+    root: str = MISSING
+    seed: int = MISSING
+    save_every: int = MISSING  # steps between checkpoints; 0: only at the end of a phase and on SIGTERM
+    keep: int = MISSING  # newest checkpoints kept
+    tensorboard: bool = MISSING
+    wandb_project: str | None = MISSING  # null: no W&B
+
+
+@dataclass
+class ModelConfig:
+    fwm: str = MISSING  # NeMo checkpoint folder that `swirl import` wrote
+    idm: str = MISSING  # the same; ignored when weights are shared
+    weights: Weights = MISSING
+    max_length: int = MISSING  # longest prompt plus completion, tokens
+    logit_chunk: int = MISSING  # positions whose full-vocabulary logits exist at a time
+    recompute_layers: bool = MISSING  # full activation recompute
+
+
+@dataclass
+class RoleDataConfig:
+    templates: list[str] = MISSING  # {x} {y} {z} {diff}; one is drawn per prompt and held within its group
+    tokens: Tokens = MISSING
+    min_length: int = MISSING
+    max_length: int = MISSING
+
+
+@dataclass
+class DataConfig:
+    world: str = MISSING
+    labelled: str = MISSING  # transitions file with z
+    unlabelled: str = MISSING  # transitions or state sequences; z, where present, is not read
+    validation: str = MISSING
+    test: str = MISSING
+    tokenizer: str = MISSING  # Hugging Face tokenizer folder
+    fact_separator: str = MISSING  # what divides a state's text into facts, for {diff}
+    max_labels: int | None = MISSING  # use the first N labelled rows
+    fwm: RoleDataConfig = MISSING
+    idm: RoleDataConfig = MISSING
+
+
+@dataclass
+class OptimizerConfig:
+    beta1: float = MISSING
+    beta2: float = MISSING
+    eps: float = MISSING
+    weight_decay: float = MISSING
+    clip_grad: float = MISSING
+
+
+@dataclass
+class SftConfig:
+    """Supervised steps: warm-up, pre-training on state-only pairs, or the continued-SFT baseline."""
+
+    steps: int = MISSING
+    batch: int = MISSING
+    lr: float = MISSING
+    lr_warmup: int = MISSING
+    schedule: Schedule = MISSING
+
+
+@dataclass
+class AnnotateConfig:
+    greedy: bool = MISSING
+    pool: int = MISSING  # state-only transitions annotated an iteration; 0: all of them
+    plausibility_floor: float | None = MISSING  # keep where summed log P(y|x,z) under the FWM is at least this
+    certainty_ceiling: float | None = MISSING  # put last where it is above this: nothing is left to learn there
+
+
+@dataclass
+class SamplingConfig:
+    temperature: float = MISSING
+    top_k: int = MISSING  # 0: off
+    top_p: float = MISSING  # 1: off
+
+
+@dataclass
+class PhaseConfig:
+    steps: int = MISSING
+    prompts: int = MISSING  # P, over all data-parallel ranks
+    group: int = MISSING  # G
+    optimizer_steps: int = MISSING  # mini-batches a rollout batch is split into
+    lr: float = MISSING
+    lr_warmup: int = MISSING
+    schedule: Schedule = MISSING
+    clip_grad: float = MISSING
+    sampling: SamplingConfig = MISSING
+    kl_beta: float = MISSING
+    kl: Kl = MISSING
+    clip_low: float = MISSING
+    clip_high: float = MISSING
+    divide_by_std: bool = MISSING
+    std_epsilon: float = MISSING
+    dead_std: float = MISSING  # groups whose reward spread is under this leave the loss
+    aggregation: Aggregation = MISSING
+    reward_floor: float = MISSING
+    policy_gradient: float = MISSING  # weight of the GRPO loss; 0 leaves replay and M-step alone
+    mstep: float = MISSING  # weight of -log P(target|prompt) on the annotated true pair (FWM only: the ELBO's gradient)
+    replay: float = MISSING  # weight of the supervised loss on labelled rows
+    replay_batch: int = MISSING
+
+
+@dataclass
+class PhasesConfig:
+    fwm: PhaseConfig = MISSING
+    idm: PhaseConfig = MISSING
+
+
+@dataclass
+class AlternationConfig:
+    iterations: int = MISSING
+    order: list[RoleName] = MISSING  # roles trained within an iteration
+    continued_sft: bool = MISSING  # also train the baseline: warm-up weights, as many optimizer steps, labels alone
+
+
+@dataclass
+class ParallelConfig:
+    tensor: int = MISSING
+    pipeline: int = MISSING
+    sequence: bool = MISSING
+    micro_batch: int = MISSING  # sequences a rank trains on at a time
+    score_batch: int = MISSING  # sequences a rank scores at a time
+
+
+@dataclass
+class PrecisionConfig:
+    dtype: Dtype = MISSING
+
+
+@dataclass
+class EvalConfig:
+    transitions: int = MISSING  # held-out transitions read; 0: all
+    batch: int = MISSING
+    samples: int = MISSING  # predictions kept for the report
+
+
+@dataclass
+class ClusterConfig:
+    backend: str = MISSING  # gloo on CPUs, nccl on GPUs
+    timeout_minutes: int = MISSING
+    nodes: int = MISSING
+    devices: int = MISSING  # processes a node
+
+
+@dataclass
+class SwirlConfig:
+    run: RunConfig = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    pretrain: SftConfig = MISSING  # on state-only pairs with an empty action; 0 steps for a pretrained model
+    warmup: SftConfig = MISSING
+    annotate: AnnotateConfig = MISSING
+    alternation: AlternationConfig = MISSING
+    phase: PhasesConfig = MISSING
+    parallel: ParallelConfig = MISSING
+    precision: PrecisionConfig = MISSING
+    eval: EvalConfig = MISSING
+    cluster: ClusterConfig = MISSING
+
+
+ConfigStore.instance().store(name="schema", node=SwirlConfig)

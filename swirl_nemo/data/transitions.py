@@ -1,0 +1,148 @@
+"""Transitions files: JSON lines, read lazily.
+
+A row is one transition, {"id", "x", "z" or null, "y", "world", "episode", "t"}, or a state-only sequence,
+{"id", "states": [s_0, ..., s_T], "world", "episode"}, which stands for the T pairs x = s_t, y = s_t+1 without actions.
+"""
+
+import json
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from .draw import uniform
+from .transition import Transition
+
+Value = str | int | list[str] | None
+
+ROW_KEYS = {"id", "x", "z", "y", "world", "episode", "t"}
+SEQUENCE_KEYS = {"id", "states", "world", "episode"}
+WHOLE_ROW = -1
+
+
+class TransitionFile(Sequence[Transition]):
+    """The first `limit` transitions of a file (None: all), in the file's order.
+
+    One scan at construction checks every row that falls under the limit and keeps where each transition begins, 16 bytes
+    apiece; a row is parsed when it is indexed. The file must not change while it is in use.
+
+    Raises ValueError, naming file and line, for a row that is not as this module's docstring says, and for a file that
+    is missing or empty.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], limit: int | None):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no such transitions file: mend its path under data, or collect it first")
+        if limit is not None and limit < 1:
+            raise ValueError(
+                f"{self.path}: a limit of {limit} transitions reads nothing: give at least 1, or null for all"
+            )
+        self._offsets, self._steps = self._scan(limit)
+        if not len(self):
+            raise ValueError(f"{self.path}: the file is empty: give at least one transition")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> Transition: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Transition]: ...
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        # Opened anew for each row: a handle shared with a forked process would share its position too.
+        with self.path.open("rb") as file:
+            file.seek(self._offsets[index])
+            row = json.loads(file.readline())
+        step = int(self._steps[index])
+        if step == WHOLE_ROW:
+            return Transition(**row)
+        x, y = row["states"][step : step + 2]
+        return Transition(f"{row['id']}:{step}", x, None, y, row["world"], row["episode"], step)
+
+    def _scan(self, limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Byte offset of each transition's row, and its place in the row's sequence or WHOLE_ROW: int64 [N] both."""
+        offsets, steps = array("q"), array("q")
+        offset = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                row = _parse(line, f"{self.path}:{number}")
+                pairs = range(len(row["states"]) - 1) if "states" in row else [WHOLE_ROW]
+                steps.extend(pairs)
+                offsets.extend([offset] * len(pairs))
+                offset += len(line)
+                if limit is not None and len(offsets) >= limit:
+                    break
+        return np.array(offsets[:limit], dtype=np.int64), np.array(steps[:limit], dtype=np.int64)
+
+
+def split_of(episode: str, fractions: dict[str, float], seed: int) -> str:
+    """The split that an episode belongs to, drawn with the given probabilities from a hash of (seed, episode).
+
+    Whole episodes go to one split, so no state of a held-out episode is seen in training.
+
+    Raises ValueError unless the fractions are non-negative and sum to 1.
+    """
+    bounds = list(accumulate(fractions.values()))
+    if not bounds or min(fractions.values()) < 0 or abs(bounds[-1] - 1) > 1e-6:
+        raise ValueError(f"split fractions {fractions}: must be non-negative and sum to 1")
+    return list(fractions)[bisect_right(bounds[:-1], uniform(seed, episode))]
+
+
+def _parse(line: bytes, where: str) -> dict[str, Value]:
+    """The checked row of one line. `where` is FILE:LINE."""
+    try:
+        row = json.loads(line.decode())
+    except ValueError as error:
+        if not line.endswith(b"\n"):
+            raise ValueError(
+                f"{where}: the last line is cut in the middle ({error}): remove it, or write the file again"
+            ) from error
+        raise ValueError(f"{where}: not a JSON object in UTF-8 ({error}): write one object a line") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: {_shown(row)} is not a JSON object: write one object a line")
+    expected = SEQUENCE_KEYS if "states" in row else ROW_KEYS
+    if row.keys() != expected:
+        missing, unknown = sorted(expected - row.keys()), sorted(row.keys() - expected)
+        faults = [f"{what} {', '.join(keys)}" for what, keys in (("missing", missing), ("unknown", unknown)) if keys]
+        raise ValueError(f"{where}: keys {' and '.join(faults)}: a row has exactly {', '.join(sorted(expected))}")
+    for key, value in row.items():
+        _check_value(key, value, where)
+    return row
+
+
+def _check_value(key: str, value: object, where: str) -> None:
+    if key == "t":
+        if type(value) is not int or value < 0:
+            raise ValueError(f"{where}: t is {_shown(value)}: give the step within the episode, an integer from 0")
+    elif key == "states":
+        if not isinstance(value, list) or len(value) < 2:
+            raise ValueError(f"{where}: states is {_shown(value)}: give a list of at least 2 states")
+        for place, state in enumerate(value):
+            _check_text(f"states[{place}]", state, where)
+    elif key != "z" or value is not None:
+        _check_text(key, value, where)
+
+
+def _check_text(key: str, value: object, where: str) -> None:
+    if isinstance(value, dict) and "image" in value:
+        raise ValueError(f"{where}: {key} is an image: this version reads states as text only; give a text")
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key} is {_shown(value)}: give a text")
+    if not value.strip():
+        raise ValueError(f"{where}: {key} is empty: give a text{', or null where no action is known' * (key == 'z')}")
+
+
+def _shown(value: object) -> str:
+    shown = json.dumps(value)
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."

@@ -1,0 +1,94 @@
+"""`swirl doctor`: what a run would find on this machine."""
+
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+import torch.multiprocessing as multiprocessing
+from rich.console import Console
+from rich.table import Table
+from torch import distributed
+
+NEEDED = ("nemo_toolkit", "nemo_aligner", "megatron-core", "lightning", "transformers", "hydra-core", "omegaconf")
+NEEDED_ON_GPU = ("transformer_engine", "apex")
+COLLECTIVE_SECONDS = 120.0
+
+Finding = tuple[str, str, bool]  # what, what was found, whether a run could do without
+
+
+def examine() -> int:
+    """Prints a table; 0, or 1 where something that a run needs is missing."""
+    findings = [*_versions(), *_devices(), _memory(), _java(), _collective()]
+    table = Table("what", "found", "", title="swirl doctor")
+    for what, found, fine in findings:
+        table.add_row(what, found, "[green]ok[/]" if fine else "[red]missing[/]")
+    Console().print(table)
+    return 0 if all(fine for *_, fine in findings) else 1
+
+
+def _versions() -> list[Finding]:
+    installed = {dist.metadata["Name"].lower().replace("-", "_"): dist.version for dist in metadata.distributions()}
+    names = NEEDED + (NEEDED_ON_GPU if torch.cuda.is_available() else ())
+    versions = [(name, installed.get(name.lower().replace("-", "_"))) for name in names]
+    return [
+        ("python", platform.python_version(), True),
+        ("torch", torch.__version__, True),
+        *((name, version or "not installed", version is not None) for name, version in versions),
+    ]
+
+
+def _devices() -> list[Finding]:
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    cpus = len(os.sched_getaffinity(0))
+    return [
+        ("CPU cores", str(cpus), True),
+        ("GPUs", ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus) or "none: gloo on CPU", True),
+    ]
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    return "memory", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free", True
+
+
+def _java() -> Finding:
+    java = shutil.which("java")
+    if java is None:
+        return "java", "none: only `swirl collect world=scienceworld` needs it", True
+    return "java", subprocess.run([java, "-version"], capture_output=True, text=True).stderr.splitlines()[0], True
+
+
+def _collective() -> Finding:
+    """An all-reduce between two new processes, over NCCL where each can have a GPU of its own."""
+    backend = "nccl" if torch.cuda.device_count() > 1 else "gloo"
+    what = f"all-reduce of 2 processes, {backend}"
+    with tempfile.TemporaryDirectory() as folder:
+        processes = multiprocessing.spawn(_all_reduce, (backend, Path(folder) / "rendezvous"), nprocs=2, join=False)
+        deadline = time.monotonic() + COLLECTIVE_SECONDS
+        try:
+            while not processes.join(max(0.0, deadline - time.monotonic())):
+                if time.monotonic() >= deadline:
+                    return what, f"no answer within {COLLECTIVE_SECONDS:.0f} s", False
+        except multiprocessing.ProcessException as error:
+            return what, str(error).strip().splitlines()[-1], False
+        finally:
+            for process in processes.processes:
+                process.kill()
+    return what, "right sum", True
+
+
+def _all_reduce(rank: int, backend: str, rendezvous: Path) -> None:
+    distributed.init_process_group(backend, init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    total = torch.tensor(rank + 1.0, device=device)
+    distributed.all_reduce(total)
+    distributed.destroy_process_group()
+    if total.item() != 3.0:
+        raise RuntimeError(f"1 + 2 over {backend} gave {total.item()}")

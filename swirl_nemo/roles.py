@@ -1,0 +1,51 @@
+"""The two roles of SWIRL. Nothing else in this project knows them apart.
+
+Phase I trains the forward world model (FWM) P(y|x,z) with the frozen inverse dynamics model (IDM) Q(z|x,y) as reward;
+Phase II swaps them. Both are one procedure: a role has a prompt, it completes one field of the transition, and its
+completion becomes the context in which the counterpart scores a fixed target.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .data.transition import Transition
+
+Name = Literal["fwm", "idm"]
+
+
+@dataclass(frozen=True)
+class Role:
+    """`completes` names the field of the transition that this role emits."""
+
+    name: Name
+    completes: Literal["y", "z"]
+
+    @property
+    def counterpart(self) -> "Role":
+        return IDM if self.name == "fwm" else FWM
+
+    def target(self, transition: Transition) -> str:
+        """The completion that the transition itself gives, for supervision and for held-out metrics.
+
+        Raises ValueError for an IDM target of a transition without an action.
+        """
+        text = getattr(transition, self.completes)
+        if text is None:
+            raise ValueError(f"transition {transition.id} has no action: annotate it, or give labelled rows")
+        return text
+
+    def complete(self, transition: Transition, completion: str) -> Transition:
+        """The transition with this role's completion put in: what the counterpart reads."""
+        return replace(transition, **{self.completes: completion})
+
+    def scoring(self, transition: Transition, completion: str) -> tuple[Transition, str]:
+        """Context and target of the reward.
+
+        Phase I: log Q(z | x, y^), so the context holds y^ and the target is z; Phase II: log P(y | x, z^).
+        """
+        return self.complete(transition, completion), self.counterpart.target(transition)
+
+
+FWM = Role("fwm", completes="y")
+IDM = Role("idm", completes="z")
+ROLES: dict[str, Role] = {role.name: role for role in (FWM, IDM)}

@@ -1,0 +1,293 @@
+"""The run folder: configuration, environment, one line of metrics a step, summary. What DESIGN.md's contracts promise.
+
+    {root}/{name}/config.yaml  env.json  metrics.jsonl  samples.jsonl  summary.json  tensorboard/  checkpoints/
+    {root}/latest -> {name}
+
+metrics.jsonl is the record; TensorBoard's files are a copy of it, made anew when a run is opened again. Only the main
+process writes.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from .config import SwirlConfig
+from .roles import ROLES
+
+_COUNTERS = ("iteration", "step", "optimizer_step")
+_SHOWN = {
+    "loss": "loss {:.4f}",
+    "reward/mean": "reward {:.3f}",
+    "group/dead_fraction": "dead {:.0%}",
+    "kl/reference": "kl {:.4f}",
+    "grad_norm": "grad {:.2f}",
+    "seconds/step": "{:.1f} s",
+}
+_SHOWN_HELD_OUT = ("exact_match", "cycle_consistency")
+
+
+class Run:
+    """A run's folder. Every process may hold one; where `is_main` is false its methods do nothing."""
+
+    def __init__(self, folder: Path, cfg: SwirlConfig, *, is_main: bool):
+        self.folder = folder
+        self.is_main = is_main
+        self._cfg = cfg
+        self._display = Display(cfg)
+        self._loggers: list | None = None
+
+    @classmethod
+    def open(cls, cfg: SwirlConfig, *, is_main: bool) -> "Run":
+        """Make, or open again, the folder of `cfg.run`, record configuration and environment, point `latest` at it.
+
+        Raises ValueError where `latest` is a folder of its own.
+        """
+        run = cls(Path(cfg.run.root, cfg.run.name), cfg, is_main=is_main)
+        if is_main:
+            Path(cfg.run.root).mkdir(parents=True, exist_ok=True)
+            _point(Path(cfg.run.root, "latest"), cfg.run.name)
+            run.folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, run.folder / "config.yaml", resolve=True)
+            _write_json(run.folder / "env.json", environment(cfg))
+        return run
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._display.stop()
+        for logger in self._loggers or []:
+            logger.finalize("success" if kind is None else "failed")
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def position(self) -> int:
+        """Bytes of metrics written so far. A checkpoint keeps it, taken after the lines of the steps that it holds."""
+        return self.metrics.stat().st_size if self.metrics.exists() else 0
+
+    def log(self, record: dict) -> None:
+        """Append one line of metrics, whole or not at all; show it, and feed its numbers to the loggers.
+
+        nan and infinities become null: JSON has neither. `step` counts the steps done, from 1.
+        """
+        if not self.is_main:
+            return
+        if self._loggers is None:
+            self._loggers = self._open_loggers()
+        record = finite(record)
+        with self.metrics.open("ab", buffering=0) as file:
+            file.write(_line(record))
+        self._display.show(record)
+        _feed(self._loggers, record)
+
+    def truncate(self, position: int) -> None:
+        """Before going on from a checkpoint: drop the lines that followed it, so that each step stands there once.
+
+        A line that was cut while being written goes too.
+        """
+        assert self._loggers is None
+        if self.is_main and self.metrics.exists():
+            kept = self.metrics.read_bytes()[:position]
+            _write(self.metrics, kept[: kept.rfind(b"\n") + 1])
+
+    def samples(self, stage: str, rows: list[dict]) -> None:
+        """Put a stage's predictions into samples.jsonl, in place of any from an earlier pass over the same stage.
+
+        A row: role, x, z, y, prompt, prediction, target, correct.
+        """
+        if self.is_main:
+            path = self.folder / "samples.jsonl"
+            others = [row for row in read_lines(path) if row["stage"] != stage] if path.exists() else []
+            _write(path, b"".join(_line(row) for row in others + [{"stage": stage, **row} for row in rows]))
+
+    def summary(self, values: dict) -> None:
+        """Write summary.json; a reader finds the old one or the new one, never half of it."""
+        if self.is_main:
+            _write_json(self.folder / "summary.json", finite(values))
+
+    def _open_loggers(self) -> list:
+        project, name, loggers = self._cfg.run.wandb_project, self._cfg.run.name, []
+        if self._cfg.run.tensorboard:
+            from lightning.pytorch.loggers import TensorBoardLogger
+
+            # steps that a resumed run goes through again would stand there twice
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            loggers.append(TensorBoardLogger(self.folder, name="tensorboard", version=""))
+            for record in read_lines(self.metrics) if self.metrics.exists() else []:
+                _feed(loggers, record)
+        if project is not None:
+            from lightning.pytorch.loggers import WandbLogger
+
+            loggers.append(WandbLogger(name=name, id=name, project=project, save_dir=self.folder, resume="allow"))
+        return loggers
+
+
+class Display:
+    """What a run shows while it goes: bars on a terminal, one short line a step in a log file."""
+
+    def __init__(self, cfg: SwirlConfig):
+        self._cfg = cfg
+        self._console = Console()
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, record: dict) -> None:
+        title = _title(record)
+        if record.get("eval"):
+            shown = (name for name in record if name.endswith(_SHOWN_HELD_OUT) and record[name] is not None)
+            self._print(f"{title}: {', '.join(f'{name} {record[name]:.3f}' for name in shown)}")
+            return
+        figures = " · ".join(form.format(record[name]) for name, form in _SHOWN.items() if record.get(name) is not None)
+        if self._console.is_terminal:
+            self._advance(title, record, figures)
+        else:
+            total = self._steps(record)
+            self._print(f"{title} step {record['step']}{f'/{total}' if total else ''} · {figures}")
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"{datetime.now():%H:%M:%S} {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def _advance(self, title: str, record: dict, figures: str) -> None:
+        if self._progress is None:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
+            columns += (TimeElapsedColumn(), TextColumn("{task.fields[figures]}"))
+            self._progress = Progress(*columns, console=self._console)
+            self._progress.start()
+        if title not in self._tasks:
+            self._tasks[title] = self._progress.add_task(title, total=self._steps(record), figures="")
+        self._progress.update(self._tasks[title], completed=record["step"], figures=figures)
+
+    def _steps(self, record: dict) -> int | None:
+        """Steps of the line's part of the run; the baseline has as many as SWIRL took, which no key says."""
+        phase = record["phase"]
+        if phase == "continued_sft":
+            return None
+        return getattr(self._cfg.phase if phase in ROLES else self._cfg, phase).steps
+
+
+def _title(record: dict) -> str:
+    if record.get("eval"):
+        return f"held out, {record['split']}, iteration {record['iteration']}, {record['model']}"
+    if "role" in record:
+        return f"{record['phase']} {record['role']}"
+    return f"iteration {record['iteration']} {record['phase']}"
+
+
+def _series(record: dict) -> tuple[str, int]:
+    """Under what name a line's numbers are plotted, and at which step."""
+    if record.get("eval"):
+        return f"held_out/{record['split']}/{record['model']}", record["iteration"]
+    if "role" in record:
+        return f"{record['phase']}/{record['role']}", record["step"]
+    return record["phase"], record["optimizer_step"]
+
+
+def _feed(loggers: list, record: dict) -> None:
+    prefix, step = _series(record)
+    numbers = {
+        f"{prefix}/{name}": value
+        for name, value in record.items()
+        if name not in _COUNTERS and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    for logger in loggers:
+        logger.log_metrics(numbers, step)
+        logger.save()
+
+
+def environment(cfg: SwirlConfig) -> dict:
+    """What a run was made with. Versions, not environment variables: those hold secrets."""
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seed": cfg.run.seed,
+        "layout": {
+            "nodes": cfg.cluster.nodes,
+            "devices": cfg.cluster.devices,
+            "backend": cfg.cluster.backend,
+            "tensor": cfg.parallel.tensor,
+            "pipeline": cfg.parallel.pipeline,
+            "sequence": cfg.parallel.sequence,
+        },
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        **source(Path(__file__).parent),
+        "versions": dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())),
+    }
+
+
+def source(folder: Path) -> dict:
+    """{"commit": hash, "dirty": bool} of the git checkout whose tracked files `folder` holds, else nulls."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    # an installed package may lie, untracked, inside another project's checkout
+    if shutil.which("git") is None or not git("ls-tree", "--name-only", "HEAD", "."):
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "."))}
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Objects of a JSON-lines file. A last line that was cut while being written is left out.
+
+    Raises ValueError naming file and line for a bad line elsewhere.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise ValueError(f"{path}:{number}: not a line of JSON ({error}): remove it") from None
+    return records
+
+
+def finite(value):
+    """`value` with None for every nan and infinity in it, through dicts and lists."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _point(link: Path, name: str) -> None:
+    if name == link.name or (link.exists() and not link.is_symlink()):
+        raise ValueError(f"{link} must be a link to the newest run: rename that folder, or choose another run.name")
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    fresh.symlink_to(name)
+    fresh.replace(link)
+
+
+def _line(record: dict) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _write_json(path: Path, values: dict) -> None:
+    _write(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.replace(path)

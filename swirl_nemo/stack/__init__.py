@@ -1,0 +1,22 @@
+"""What the NeMo stack needs to run without a GPU. On a GPU none of this is imported but `prepare`."""
+
+import os
+
+import torch
+
+
+def on_cpu() -> bool:
+    """Whether this process runs without CUDA: no device, or a device hidden with CUDA_VISIBLE_DEVICES=''."""
+    return not torch.cuda.is_available()
+
+
+def prepare() -> None:
+    """Make nemo, nemo_aligner and megatron importable and usable here. Call before the first import of any of them.
+
+    Idempotent. Raises StackError where the installed stack is not the one the patches were written for.
+    """
+    os.environ.setdefault("NEMO_TESTING", "1")  # nemo's own switch against writing log files beside the caller
+    if on_cpu():
+        from .patches import apply_all
+
+        apply_all()

@@ -1,0 +1,202 @@
+"""The built-in world: three rooms, things to carry, doors and lids and switches, and an agent with two hands.
+
+A state is a list of facts, each a subject and its value, always in the same order, so that one command changes one
+fact at one place of the text:
+
+    you hall . cup table . book shelf . key hand . hat bed . ball chest . door open . fridge shut . chest open . ...
+
+An action is one to three commands joined by "and", carried out from left to right, each on a subject of its own: it
+names every fact that it changes (ALGORITHM.md, last section, on why). Commands that do not wait for each other may
+stand in any order, so several actions can lead from x to y. The behaviour policy always takes the first of them in the
+order of the facts.
+"""
+
+from collections.abc import Iterator
+from itertools import permutations
+from random import Random
+
+from .base import Step
+from .config import HouseholdConfig
+
+SEPARATOR = " . "
+HANDS = 2
+MAX_COMMANDS = 3
+ROOMS = ("kitchen", "hall", "bedroom")
+PLACES = {  # place: room
+    "table": "kitchen",
+    "counter": "kitchen",
+    "fridge": "kitchen",
+    "shelf": "hall",
+    "bench": "hall",
+    "bed": "bedroom",
+    "desk": "bedroom",
+    "chest": "bedroom",
+}
+OBJECTS = ("cup", "book", "key", "hat", "ball")
+CONTAINERS = ("fridge", "chest")
+OPENINGS = {"door": ("kitchen", "hall"), "fridge": ("kitchen",), "chest": ("bedroom",)}  # subject: rooms in reach
+SWITCHES = {"lamp": ("hall",), "stove": ("kitchen",)}
+DEVICES = OPENINGS | SWITCHES
+
+VALUES: dict[str, tuple[str, ...]] = {
+    "you": ROOMS,
+    **{thing: ("hand", *PLACES) for thing in OBJECTS},
+    **{opening: ("open", "shut") for opening in OPENINGS},
+    **{switch: ("on", "off") for switch in SWITCHES},
+}
+
+State = dict[str, str]  # subject: value, in the order of VALUES
+Command = tuple[str, str]  # the subject and its new value
+
+
+def command_text(command: Command) -> str:
+    subject, value = command
+    if subject == "you":
+        return f"go to {value}"
+    if subject in OPENINGS:
+        return f"{value} {subject}"
+    if subject in SWITCHES:
+        return f"turn {value} {subject}"
+    if value == "hand":
+        return f"take {subject}"
+    return f"put {subject} {'in' if value in CONTAINERS else 'on'} {value}"
+
+
+COMMANDS: dict[str, Command] = {
+    command_text((subject, value)): (subject, value) for subject, values in VALUES.items() for value in values
+}
+
+
+def parse_state(text: str) -> State | None:
+    """The state that `text` renders, or None if it renders none."""
+    facts = [tuple(fact.split(" ")) for fact in text.split(SEPARATOR)]
+    if len(facts) != len(VALUES) or any(len(fact) != 2 for fact in facts):
+        return None
+    state = dict(facts)
+    well_formed = list(state) == list(VALUES) and all(state[subject] in VALUES[subject] for subject in state)
+    return state if well_formed else None
+
+
+def parse_action(text: str) -> list[Command] | None:
+    """The commands that `text` joins, or None if it is no action: an unknown command, four of them, a subject twice."""
+    parts = text.split(" and ")
+    if len(parts) > MAX_COMMANDS or any(part not in COMMANDS for part in parts):
+        return None
+    commands = [COMMANDS[part] for part in parts]
+    return commands if len({subject for subject, _ in commands}) == len(commands) else None
+
+
+def action_text(commands: list[Command]) -> str:
+    return " and ".join(command_text(command) for command in commands)
+
+
+def _in_reach(state: State, place: str) -> bool:
+    return PLACES[place] == state["you"] and (place not in CONTAINERS or state[place] == "open")
+
+
+def possible(state: State, command: Command) -> bool:
+    """Whether the agent can carry out the command here and now, and it changes something."""
+    subject, value = command
+    if state[subject] == value:
+        return False
+    if subject == "you":
+        passage = {state["you"], value}
+        return "hall" in passage and ("kitchen" not in passage or state["door"] == "open")
+    if subject in DEVICES:
+        return state["you"] in DEVICES[subject]
+    held = sum(state[thing] == "hand" for thing in OBJECTS)
+    at_hand = state[subject] == "hand" or (_in_reach(state, state[subject]) and held < HANDS)
+    return at_hand and (value == "hand" or _in_reach(state, value))
+
+
+def carry_out(state: State, commands: list[Command]) -> State | None:
+    """The state after the commands, or None if one of them is not possible when its turn comes."""
+    state = dict(state)
+    for subject, value in commands:
+        if not possible(state, (subject, value)):
+            return None
+        state[subject] = value
+    return state
+
+
+def _orders(state: State, commands: list[Command]) -> list[list[Command]]:
+    """Every order in which the commands are possible, the one closest to the order of the facts first."""
+    by_fact = sorted(commands, key=lambda command: list(VALUES).index(command[0]))
+    return [list(order) for order in permutations(by_fact) if carry_out(state, list(order)) is not None]
+
+
+def _possible_commands(state: State, taken: list[Command]) -> list[Command]:
+    """Commands that can follow `taken`: possible in `state`, on a subject that none of them has touched."""
+    subjects = {subject for subject, _ in taken}
+    return [command for command in COMMANDS.values() if command[0] not in subjects and possible(state, command)]
+
+
+class Household:
+    name = "household"
+    combinations = tuple(f"{thing} {place}" for thing in OBJECTS for place in PLACES)
+
+    def reset(self, rng: Random) -> State:
+        state = {subject: rng.choice(values) for subject, values in VALUES.items()}
+        for thing in [thing for thing in OBJECTS if state[thing] == "hand"][HANDS:]:
+            state[thing] = rng.choice(list(PLACES))
+        return state
+
+    def legal_actions(self, state: State) -> list[str]:
+        actions: list[list[Command]] = []
+        ends = [([], state)]
+        for _ in range(MAX_COMMANDS):
+            ends = [
+                ([*commands, command], carry_out(now, [command]))
+                for commands, now in ends
+                for command in _possible_commands(now, commands)
+            ]
+            actions += [commands for commands, _ in ends]
+        return [action_text(commands) for commands in actions]
+
+    def step(self, state: State, action: str) -> State:
+        commands = parse_action(action)
+        after = commands and carry_out(state, commands)
+        if not after:
+            raise ValueError(f"household: {action!r} is not possible in {self.render(state)!r}: see legal_actions")
+        return after
+
+    def render(self, state: State) -> str:
+        return SEPARATOR.join(f"{subject} {value}" for subject, value in state.items())
+
+    def actions_between(self, x: str, y: str) -> list[str]:
+        before, after = parse_state(x), parse_state(y)
+        if before is None or after is None:
+            return []
+        commands = [(subject, value) for subject, value in after.items() if before[subject] != value]
+        if not 1 <= len(commands) <= MAX_COMMANDS:
+            return []
+        return [action_text(order) for order in _orders(before, commands)]
+
+    def combinations_in(self, action: str) -> set[str]:
+        commands = parse_action(action) or []
+        return {f"{subject} {value}" for subject, value in commands} & set(self.combinations)
+
+    def episode(self, config: HouseholdConfig, rng: Random) -> Iterator[Step]:
+        """Facts are drawn before values, so that the many places do not crowd out doors and switches."""
+        state = self.reset(rng)
+        for _ in range(config.episode_steps):
+            size = rng.choices(range(1, MAX_COMMANDS + 1), weights=config.changes)[0]
+            commands: list[Command] = []
+            now = state
+            while len(commands) < size and (candidates := _possible_commands(now, commands)):
+                subject = rng.choice(sorted({subject for subject, _ in candidates}))
+                command = rng.choice([command for command in candidates if command[0] == subject])
+                commands.append(command)
+                now = carry_out(now, [command])
+            action = action_text(_orders(state, commands)[0])
+            yield Step(self.render(state), action, self.render(now))
+            state = now
+
+    def tokenizer(self):
+        from .word_tokenizer import word_tokenizer  # transformers takes seconds to import, and only collecting needs it
+
+        texts = [*COMMANDS, *VALUES, *(value for values in VALUES.values() for value in values), SEPARATOR, "and"]
+        return word_tokenizer(dict.fromkeys(word for text in texts for word in text.split()))
+
+    def close(self) -> None:
+        """Nothing was started."""

