@@ -4,6 +4,7 @@ A second model never stands on the device: `with sets.wear("idm"):` copies that 
 the policy back afterwards. Host memory is pinned on GPUs, so that the copies run at the bus's speed.
 """
 
+import time
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +19,7 @@ class WeightSets:
         self._host: dict[str, list[Tensor]] = {}
         self.policy = policy
         self._worn = policy
+        self.seconds = 0.0  # spent copying so far
         self._stale = True  # whether the live policy is newer than its host copy
 
     @property
@@ -33,9 +35,20 @@ class WeightSets:
         """Keep a copy of what is worn under `name`."""
         self._store(name)
 
+    def copy(self, source: str, target: str) -> None:
+        """Let `target` be a copy of `source`."""
+        with self.wear(source):
+            self._store(target)
+
     def become(self, name: str) -> None:
         """Make `name` the policy; the policy so far stays under its own name."""
         self._save_policy()
+        self._load(name)
+        self.policy, self._stale = name, False
+
+    def restore(self, name: str) -> None:
+        """Make `name` the policy from its host copy, whatever is live."""
+        self._worn = ""
         self._load(name)
         self.policy, self._stale = name, False
 
@@ -71,10 +84,11 @@ class WeightSets:
             self._copy(self._host[name], self._parameters)
             self._worn = name
 
-    @staticmethod
     @torch.no_grad()
-    def _copy(source, target) -> None:
+    def _copy(self, source, target) -> None:
+        start = time.perf_counter()
         for one, other in zip(source, target, strict=True):
             other.copy_(one, non_blocking=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - start

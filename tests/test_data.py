@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def naively_read(path: Path) -> list[Transition]:
         if "states" not in row:
             transitions.append(Transition(**row))
             continue
-        for t, (x, y) in enumerate(zip(row["states"], row["states"][1:])):
+        for t, (x, y) in enumerate(pairwise(row["states"])):
             transitions.append(Transition(f"{row['id']}:{t}", x, None, y, row["world"], row["episode"], t))
     return transitions
 

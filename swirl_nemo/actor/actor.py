@@ -128,6 +128,20 @@ class SwirlActor(MegatronGPTActorModel):
             group["step"] = 0
         self._optimizer.reload_model_params()
 
+    @property
+    def has_stepped(self) -> bool:
+        """Whether the optimizer has moments: it has none before its first step."""
+        return bool(self._optimizer.mcore_optimizer.optimizer.state)
+
+    def sharded_optimizer(self, loading: bool) -> dict:
+        """Megatron's layout-independent optimizer state, to be saved, or to be filled by a load."""
+        return self._optimizer.mcore_optimizer.sharded_state_dict(
+            self.sharded_state_dict(), is_loading=loading, sharding_type="fully_sharded_model_space"
+        )
+
+    def load_optimizer(self, state: dict) -> None:
+        self._optimizer.mcore_optimizer.load_state_dict(state)
+
     # the pipeline schedule
 
     def _run(self, micro_batches: list[MicroBatch], forward_only: bool) -> list:

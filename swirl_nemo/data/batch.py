@@ -70,7 +70,7 @@ def collate(prompts: list[list[int]], completions: list[list[int]], pad: int) ->
 
 
 def check_length(prompt: list[int], completion_max: int, max_length: int, transition_id: str) -> None:
-    """Raises ValueError where a prompt leaves less than `completion_max` of the `max_length` tokens for its completion."""
+    """Raises ValueError where a prompt leaves fewer than `completion_max` of `max_length` tokens for its completion."""
     if len(prompt) + completion_max > max_length:
         raise ValueError(
             f"transition {transition_id}: a prompt of {len(prompt)} tokens and a completion of up to {completion_max} "

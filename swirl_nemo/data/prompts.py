@@ -149,7 +149,7 @@ def _check_templates(role: Role, templates: list[str]) -> None:
         fields = _fields(template, f"{where}[{number}]")
         if leaking := sorted(field for field in fields if role.completes in FIELDS[field]):
             raise ValueError(
-                f"{where}[{number}]: {{{leaking[0]}}} shows the {role.completes} that this role is to complete: remove it"
+                f"{where}[{number}]: {{{leaking[0]}}} shows the {role.completes} that this role completes: remove it"
             )
         if "x" not in fields:
             raise ValueError(f"{where}[{number}]: has no {{x}}: show the state before the action")

@@ -28,8 +28,8 @@ WHOLE_ROW = -1
 class TransitionFile(Sequence[Transition]):
     """The first `limit` transitions of a file (None: all), in the file's order.
 
-    One scan at construction checks every row that falls under the limit and keeps where each transition begins, 16 bytes
-    apiece; a row is parsed when it is indexed. The file must not change while it is in use.
+    One scan at construction checks every row under the limit and keeps where each transition begins, 16 bytes apiece;
+    a row is parsed when it is indexed. The file must not change while it is in use.
 
     Raises ValueError, naming file and line, for a row that is not as this module's docstring says, and for a file that
     is missing or empty.

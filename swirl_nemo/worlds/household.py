@@ -24,18 +24,16 @@ MAX_COMMANDS = 3
 ROOMS = ("kitchen", "hall", "bedroom")
 PLACES = {  # place: room
     "table": "kitchen",
-    "counter": "kitchen",
     "fridge": "kitchen",
     "shelf": "hall",
     "bench": "hall",
     "bed": "bedroom",
-    "desk": "bedroom",
     "chest": "bedroom",
 }
-OBJECTS = ("cup", "book", "key", "hat", "ball")
+OBJECTS = ("cup", "book", "key", "ball")
 CONTAINERS = ("fridge", "chest")
 OPENINGS = {"door": ("kitchen", "hall"), "fridge": ("kitchen",), "chest": ("bedroom",)}  # subject: rooms in reach
-SWITCHES = {"lamp": ("hall",), "stove": ("kitchen",)}
+SWITCHES = {"lamp": ("hall",)}
 DEVICES = OPENINGS | SWITCHES
 
 VALUES: dict[str, tuple[str, ...]] = {
@@ -53,12 +51,12 @@ def command_text(command: Command) -> str:
     subject, value = command
     if subject == "you":
         return f"go to {value}"
-    if subject in OPENINGS:
-        return f"{value} {subject}"
     if subject in SWITCHES:
-        return f"turn {value} {subject}"
+        return f"turn {subject} {value}"
+    if subject in OPENINGS:
+        return f"{'pull' if value == 'open' else 'push'} {subject} {value}"
     if value == "hand":
-        return f"take {subject}"
+        return f"take {subject} in hand"
     return f"put {subject} {'in' if value in CONTAINERS else 'on'} {value}"
 
 

@@ -1,0 +1,328 @@
+"""The driver: warm-up, then iterations of annotate, phase, swap, phase; the baseline; the held-out figures.
+
+A run is a list of stages that follows from its configuration. Its state is which stage, how many of its steps, and how
+many optimizer steps in all; everything random is drawn from (seed, place), so these counters, the weight sets and the
+optimizer are all that a checkpoint needs to go on exactly, in any layout.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from . import annotation, supervised
+from .config import PhaseConfig, Schedule, SftConfig, SwirlConfig, Weights
+from .data.order import Order
+from .data.transition import Transition
+from .data.transitions import TransitionFile
+from .evaluation import held_out
+from .interrupt import Interrupt
+from .phase import Step, grpo_step
+from .roles import FWM, IDM, ROLES, Role
+from .schedule import learning_rate
+from .session import REFERENCE, Session
+
+
+MODELS = {"warmup": "warmup", "phase": "swirl", "continued_sft": "continued_sft"}  # what a kind of stage makes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """kind: pretrain, warmup, phase or continued_sft; roles: those trained in it (both at once when weights are shared)."""
+
+    kind: str
+    roles: tuple[Role, ...]
+    iteration: int
+    steps: int
+
+
+@dataclass
+class State:
+    """Counters of a run. `step` counts within the stage, `optimizer_step` over the run."""
+
+    stage: int = 0
+    step: int = 0
+    optimizer_step: int = 0
+
+
+def stages(cfg: SwirlConfig) -> list[Stage]:
+    """The run, in order."""
+    order = [ROLES[name.value] for name in cfg.alternation.order]
+    apart = [(role,) for role in (FWM, IDM)]
+    together = [(FWM, IDM)] if cfg.model.weights is Weights.shared else apart
+    plan = [Stage("pretrain", (FWM,), 0, cfg.pretrain.steps)] if cfg.pretrain.steps else []
+    plan += [Stage("warmup", roles, 0, cfg.warmup.steps) for roles in together]
+    for iteration in range(1, cfg.alternation.iterations + 1):
+        plan += [Stage("phase", (role,), iteration, phase_of(cfg, role).steps) for role in order]
+    if cfg.alternation.continued_sft:
+        last = cfg.alternation.iterations
+        plan += [
+            Stage("continued_sft", roles, last, sum(_optimizer_steps(cfg, role) for role in roles)) for roles in together
+        ]
+    return plan
+
+
+def phase_of(cfg: SwirlConfig, role: Role) -> PhaseConfig:
+    return getattr(cfg.phase, role.name)
+
+
+def _optimizer_steps(cfg: SwirlConfig, role: Role) -> int:
+    """How many optimizer steps SWIRL spends on a role, for the baseline to have as many."""
+    phase = phase_of(cfg, role)
+    visits = sum(name.value == role.name for name in cfg.alternation.order)
+    return cfg.alternation.iterations * visits * phase.steps * phase.optimizer_steps
+
+
+class Driver:
+    """Runs the stages on a session, from its newest checkpoint if it has one."""
+
+    def __init__(self, session: Session):
+        self.session, self.cfg = session, session.cfg
+        self.plan = stages(self.cfg)
+        self.state = State()
+        self.labelled = TransitionFile(self.cfg.data.labelled, self.cfg.data.max_labels)
+        self.unlabelled = TransitionFile(self.cfg.data.unlabelled, None)
+        self.interrupt = Interrupt()
+
+    def start(self) -> None:
+        """Load the newest checkpoint of this run, or the starting models."""
+        from .checkpoint import run_state
+
+        folder = run_state.newest(self.session.run.folder)
+        if folder is None:
+            self.session.load()
+            self.session.run.truncate(0)
+            return
+        saved = run_state.load(self.session, folder)
+        self.state = State(**saved["counters"])
+        self.session.run.truncate(saved["metrics_position"])
+
+    def run(self, until: str | None = None) -> None:
+        """All stages that are left; `until` names the kind of stage after which to stop."""
+        while self.state.stage < len(self.plan):
+            stage = self.plan[self.state.stage]
+            if until is not None and stage.kind == "phase":
+                return
+            self._run_stage(stage)
+
+    def _run_stage(self, stage: Stage) -> None:
+        resumed = self.state.step > 0
+        if not resumed:
+            self._enter(stage)
+        one_step = self._stepper(stage)
+        while self.state.step < stage.steps:
+            record = one_step(self.state.step)
+            self.state.step += 1
+            self.state.optimizer_step += record.pop("optimizer_steps")
+            counters = {"step": self.state.step, "optimizer_step": self.state.optimizer_step}
+            self.session.run.log({"iteration": stage.iteration, **record, **counters})
+            if self.interrupt.requested(self.session.device):
+                self.save()
+                raise SystemExit(0)
+            every = self.cfg.run.save_every
+            if every and self.state.step % every == 0 and self.state.step < stage.steps:
+                self.save()
+        self._leave(stage)
+
+    def _enter(self, stage: Stage) -> None:
+        """Dress the model for the stage. The phase's reference is its policy at the start; its optimizer starts afresh."""
+        session = self.session
+        if stage.kind == "continued_sft":
+            self._return_to_warmup(stage)
+        session.sets.become(session.set_of(stage.roles[0]))
+        session.actor.reset_optimizer()
+        if stage.kind == "phase":
+            session.sets.snapshot(REFERENCE)
+
+    def _leave(self, stage: Stage) -> None:
+        """Held-out figures and a lasting checkpoint where a model is finished; then on to the next stage."""
+        sets, after = self.session.sets, self._after()
+        if stage.kind == "pretrain" and self.cfg.model.weights is Weights.separate:
+            sets.copy(FWM.name, IDM.name)
+        if stage.kind == "phase":
+            sets.drop(REFERENCE)
+        model = MODELS.get(stage.kind)
+        if model and (after is None or (after.kind, after.iteration) != (stage.kind, stage.iteration)):
+            self._evaluate(model, stage.iteration)
+            if after is None or after.kind != stage.kind:
+                self.save(model)
+        self.state = State(self.state.stage + 1, 0, self.state.optimizer_step)
+        self.save()
+
+    def _after(self) -> Stage | None:
+        return self.plan[self.state.stage + 1] if self.state.stage + 1 < len(self.plan) else None
+
+    def _return_to_warmup(self, stage: Stage) -> None:
+        """The baseline goes on from the warmed-up models."""
+        from .checkpoint import run_state
+
+        if self.plan[self.state.stage - 1].kind != "continued_sft":
+            run_state.load(self.session, self.session.run.folder / "checkpoints" / "warmup")
+
+    # steps
+
+    def _stepper(self, stage: Stage) -> Callable[[int], dict]:
+        if stage.kind == "phase":
+            return self._phase_stepper(stage)
+        if stage.kind == "pretrain":
+            return self._sft_stepper(stage, self.cfg.pretrain, self.unlabelled, supervised.without_actions)
+        sft = self.cfg.warmup
+        if stage.kind == "continued_sft":
+            phase = phase_of(self.cfg, stage.roles[-1])
+            sft = SftConfig(stage.steps, sft.batch, phase.lr, phase.lr_warmup, Schedule.constant)
+        share = len(stage.roles)
+
+        def pairs(rows: list[Transition]) -> supervised.Pairs:
+            return [(role, row) for row in rows[: len(rows) // share] for role in stage.roles]
+
+        return self._sft_stepper(stage, sft, self.labelled, pairs)
+
+    def _sft_stepper(self, stage: Stage, sft: SftConfig, rows: TransitionFile, pairs) -> Callable[[int], dict]:
+        order = Order(len(rows), self._seed(stage, 0))
+
+        def one_step(step: int) -> dict:
+            chosen = [rows[i] for i in order.indices(step * sft.batch, sft.batch)]
+            lr = learning_rate(step, peak=sft.lr, warmup=sft.lr_warmup, total=stage.steps, schedule=sft.schedule)
+            metrics = supervised.step(self.session, pairs(chosen), lr, self.cfg.optimizer.clip_grad)
+            role = "+".join(role.name for role in stage.roles)
+            return {"phase": stage.kind, "role": role, **metrics, "optimizer_steps": 1}
+
+        return one_step
+
+    def _phase_stepper(self, stage: Stage) -> Callable[[int], dict]:
+        (role,) = stage.roles
+        phase = phase_of(self.cfg, role)
+        rows = self._phase_rows(stage, phase)
+        order = Order(len(rows), self._seed(stage, 0))
+        replay = Order(len(self.labelled), self._seed(stage, 1))
+
+        def one_step(step: int) -> dict:
+            chosen = order.indices(step * phase.prompts, phase.prompts)
+            count = phase.replay_batch if phase.replay else 0
+            metrics = grpo_step(
+                self.session,
+                role,
+                Step(
+                    transitions=[rows[i] for i in chosen],
+                    replay=[self.labelled[i] for i in replay.indices(step * count, count)],
+                    lr=learning_rate(
+                        step, peak=phase.lr, warmup=phase.lr_warmup, total=stage.steps, schedule=phase.schedule
+                    ),
+                    seed=(self._seed(stage, 2), step),
+                ),
+            )
+            return {"phase": role.name, **metrics, "optimizer_steps": phase.optimizer_steps}
+
+        return one_step
+
+    def _phase_rows(self, stage: Stage, phase: PhaseConfig) -> "list[Transition] | TransitionFile":
+        """Phase II reads states alone. Phase I needs actions: gold where labelled, else those of the current IDM, drawn
+        when the phase begins."""
+        if stage.roles == (IDM,):
+            return self.unlabelled
+        folder = self.session.run.folder
+        files = folder / f"annotations-{stage.iteration}.jsonl", folder / f"annotation_scores-{stage.iteration}.jsonl"
+        if self.state.step == 0:
+            size = self.cfg.annotate.pool or len(self.unlabelled)
+            pool = Order(len(self.unlabelled), self._seed(stage, 3)).indices(0, min(size, len(self.unlabelled)))
+            annotated = annotation.annotate(self.session, [self.unlabelled[i] for i in pool], (self._seed(stage, 4),))
+            if self.session.run.is_main:
+                annotation.write(annotated, *files)
+        else:
+            annotated = annotation.read(*files)
+        return annotation.select(annotated, self.cfg.annotate, phase.steps * phase.prompts) + list(self.labelled)
+
+    def _seed(self, stage: Stage, stream: int) -> int:
+        """One number for each stream of random draws of each stage."""
+        return (self.cfg.run.seed * 1009 + self.plan.index(stage)) * 16 + stream
+
+    # saving and evaluating
+
+    def save(self, name: str | None = None) -> None:
+        """A checkpoint of this moment; named ones are kept for good, numbered ones pruned to run.keep."""
+        from .checkpoint import run_state
+
+        session, inside = self.session, self.state.step > 0 and name is None
+        in_phase = inside and self.plan[self.state.stage].kind == "phase"
+        state = {
+            "counters": asdict(self.state),
+            "policy": session.sets.policy,
+            "optimizer": inside and session.actor.has_stepped,
+            "metrics_position": session.run.position,
+        }
+        sets = [*session.policies, *([REFERENCE] if in_phase else [])]
+        run_state.save(session, name or f"{self.state.optimizer_step:08d}", state, sets, self.cfg.run.keep)
+
+    def summarise(self) -> dict:
+        """Read the test split once for each finished model; write summary.json and report.html."""
+        from .checkpoint import run_state
+
+        session, results = self.session, {}
+        kinds = dict.fromkeys(MODELS[stage.kind] for stage in self.plan if stage.kind in MODELS)
+        for model in kinds:
+            run_state.load(session, session.run.folder / "checkpoints" / model)
+            results[model], samples = held_out.evaluate(session, self.cfg.data.test)
+            line = {"eval": True, "iteration": self.cfg.alternation.iterations, "model": model, "split": "test"}
+            session.run.log(line | results[model])
+            session.run.samples(f"test, {model}", samples)
+        summary = {
+            "held_out": {
+                role: {
+                    metric: {model: figures[f"{role}/{metric}"] for model, figures in results.items()}
+                    for metric in held_out.METRICS
+                }
+                for role in ROLES
+            },
+            "cycle_consistency": {model: figures["cycle_consistency"] for model, figures in results.items()},
+            "labels_used": len(self.labelled),
+            "state_only": len(self.unlabelled),
+            "world": self.cfg.data.world,
+            "seed": self.cfg.run.seed,
+            "optimizer_steps": self.state.optimizer_step,
+        }
+        session.run.finish(summary)
+        return summary
+
+    def _evaluate(self, model: str, iteration: int) -> None:
+        """Validation figures of the current weight sets, into metrics.jsonl and samples.jsonl."""
+        figures, samples = held_out.evaluate(self.session, self.cfg.data.validation)
+        self.session.run.log({"eval": True, "iteration": iteration, "model": model, "split": "validation", **figures})
+        self.session.run.samples(f"{model}, iteration {iteration}", samples)
+
+
+def train(cfg: SwirlConfig) -> dict:
+    """`swirl train`: all stages, then the test split; writes summary.json and report.html. Returns the summary."""
+    session = Session(cfg)
+    with session.run:
+        driver = Driver(session)
+        driver.start()
+        driver.run()
+        return driver.summarise()
+
+
+def warmup(cfg: SwirlConfig) -> None:
+    """`swirl warmup`: up to the warmed-up models, in checkpoints/warmup of the run; `swirl train` goes on from there."""
+    session = Session(cfg)
+    with session.run:
+        driver = Driver(session)
+        driver.start()
+        driver.run(until="phase")
+
+
+def annotate(cfg: SwirlConfig) -> Path:
+    """`swirl annotate`: actions of model.idm for all of data.unlabelled, as annotations.jsonl in the run folder."""
+    session = Session(cfg)
+    session.load()
+    rows = TransitionFile(cfg.data.unlabelled, cfg.annotate.pool or None)
+    annotated = annotation.annotate(session, list(rows), (cfg.run.seed,))
+    path = session.run.folder / "annotations.jsonl"
+    if session.run.is_main:
+        annotation.write(annotated, path, session.run.folder / "annotation_scores.jsonl")
+    return path
+
+
+def evaluate(cfg: SwirlConfig) -> dict[str, float]:
+    """`swirl eval`: held-out figures of model.fwm and model.idm on data.test."""
+    session = Session(cfg)
+    session.load()
+    figures, _ = held_out.evaluate(session, cfg.data.test)
+    return figures

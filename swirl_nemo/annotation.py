@@ -1,0 +1,103 @@
+"""Latent actions for state-only transitions from the current IDM, kept where the current FWM finds them plausible."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .actor.batch import plain
+from .config import AnnotateConfig
+from .data.batch import collate
+from .data.transition import Transition
+from .roles import FWM, IDM
+from .session import Session
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A transition with its latent action; summed log-probs log Q(z|x,y) when it was drawn, and log P(y|x,z)."""
+
+    transition: Transition
+    idm_logprob: float
+    fwm_logprob: float
+
+
+def annotate(session: Session, transitions: list[Transition], seed: tuple[int, ...]) -> list[Annotated]:
+    """One latent action for each transition, greedy or sampled (annotate.greedy); whatever z they had is not read.
+
+    Work is shared over data-parallel ranks; every rank returns all, in order.
+    """
+    size = session.cfg.eval.batch
+    numbers = np.random.default_rng(seed).random((len(transitions), session.cfg.data.idm.max_length))
+    rows = session.share(range(len(transitions)))
+    mine = []
+    for start in range(rows.start, rows.stop, size):
+        part = transitions[start : min(start + size, rows.stop)]
+        mine += _annotate_batch(session, part, torch.from_numpy(numbers[start : start + len(part)]))
+    return session.gather(mine)
+
+
+def _annotate_batch(session: Session, transitions: list[Transition], uniforms: Tensor) -> list[Annotated]:
+    with session.sets.wear(session.set_of(IDM)):
+        rollout = session.actor.infer(
+            [session.prompt(IDM, t) for t in transitions],
+            session.policy_distribution(IDM),
+            group=1,
+            max_length=session.cfg.data.idm.max_length,
+            pad=session.prompter.pad,
+            uniforms=None if session.cfg.annotate.greedy else uniforms.to(session.device),
+        )
+    actions = [session.prompter.decode(completion) for completion in rollout.completions]
+    labelled = [replace(t, z=action) for t, action in zip(transitions, actions, strict=True)]
+    with session.sets.wear(session.set_of(FWM)):
+        plausible = target_logprobs(session, FWM, labelled)
+    drawn = rollout.logprobs.sum(1).tolist()
+    return [Annotated(*row) for row in zip(labelled, drawn, plausible, strict=True)]
+
+
+def target_logprobs(session: Session, role, transitions: list[Transition]) -> list[float]:
+    """Summed log-prob of each transition's own target under the weights that are worn."""
+    prompter = session.prompter
+    sequences = collate(
+        [session.prompt(role, t) for t in transitions], [prompter.target(role, t) for t in transitions], prompter.pad
+    ).to(session.device)
+    scored = plain(sequences, session.model_distribution, session.cfg.parallel.score_batch)
+    return session.actor.get_inference_log_probs(list(scored))[0].sum(1).tolist()
+
+
+def select(annotated: list[Annotated], cfg: AnnotateConfig, wanted: int) -> list[Transition]:
+    """What Phase I trains on: plausible annotations, those that the FWM is already certain of only if others run out.
+
+    At most `wanted`, the number of transitions that the phase reads. Raises ValueError where none is plausible.
+    """
+    floor = -float("inf") if cfg.plausibility_floor is None else cfg.plausibility_floor
+    ceiling = float("inf") if cfg.certainty_ceiling is None else cfg.certainty_ceiling
+    kept = [a for a in annotated if a.fwm_logprob >= floor]
+    if not kept:
+        raise ValueError(
+            f"annotate.plausibility_floor={floor}: none of {len(annotated)} annotations is that likely under the FWM: "
+            f"lower it, give null, or warm the models up for longer"
+        )
+    kept.sort(key=lambda a: a.fwm_logprob > ceiling)  # stable: the order of the file otherwise
+    return [a.transition for a in kept[:wanted]]
+
+
+def write(annotated: list[Annotated], transitions: Path, scores: Path) -> None:
+    """A transitions file, and beside it {"id", "idm_logprob", "fwm_logprob"} a row."""
+    transitions.write_text("".join(json.dumps(asdict(a.transition), ensure_ascii=False) + "\n" for a in annotated))
+    with scores.open("w") as file:
+        for a in annotated:
+            row = {"id": a.transition.id, "idm_logprob": a.idm_logprob, "fwm_logprob": a.fwm_logprob}
+            file.write(json.dumps(row) + "\n")
+
+
+def read(transitions: Path, scores: Path) -> list[Annotated]:
+    """What `write` wrote."""
+    rows = [Transition(**json.loads(line)) for line in transitions.read_text().splitlines()]
+    values = [json.loads(line) for line in scores.read_text().splitlines()]
+    return [
+        Annotated(row, value["idm_logprob"], value["fwm_logprob"]) for row, value in zip(rows, values, strict=True)
+    ]

@@ -1,0 +1,268 @@
+"""One GRPO step. Phase I and Phase II are this procedure with the roles swapped (ALGORITHM.md).
+
+P prompts over all ranks, G completions each, B = P*G sequences; this rank's share has p prompts and b = p*G sequences.
+C completion columns.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import grpo, supervised
+from .actor.batch import MicroBatch, plain
+from .config import PhaseConfig, Weights
+from .data.batch import Sequences, collate
+from .data.transition import Transition
+from .reward import counterpart_logprobs
+from .roles import Role
+from .rollout.engine import Rollout
+from .session import REFERENCE, Session
+
+TOKEN_SUMS = ("tokens", "ratio/mean", "ratio/clip_fraction", "kl/reference", "drift/mean", "entropy")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step reads: P transitions in a fixed order, labelled rows to replay, and its place in the run."""
+
+    transitions: list[Transition]
+    replay: list[Transition]
+    lr: float
+    seed: tuple[int, ...]  # of the rollout's uniform numbers
+
+
+class Stopwatch:
+    """Seconds by name."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
+    """Roll out, score, reinforce; one line of metrics with the names of DESIGN.md."""
+    phase: PhaseConfig = getattr(session.cfg.phase, role.name)
+    watch = Stopwatch()
+    swapped = session.sets.seconds
+    with watch("step"):
+        mine = list(session.share(step.transitions))
+        with watch("rollout"):
+            rollout = roll_out(session, role, phase, mine, step)
+        sequences = _sequences(session, role, mine, rollout, phase.group)
+        with watch("score"):
+            rewards, reference = score(session, role, phase, mine, rollout, sequences)
+        reward, clamped = grpo.clamp_rewards(rewards, phase.reward_floor)
+        ranked = _advantages(phase, reward)
+        samples = Samples(sequences, rollout, reference, ranked)
+        with watch("train"):
+            trained = update(session, role, phase, samples, mine, step)
+    watch.seconds["swap"] = session.sets.seconds - swapped
+    return trained | _reward_metrics(session, reward, clamped, ranked) | _costs(session, sequences, watch)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """This rank's rollout with what training needs of it. Rows p*G + g."""
+
+    sequences: Sequences
+    rollout: Rollout
+    reference: Tensor | None  # [b, C]
+    ranked: grpo.Advantages
+
+
+def roll_out(session: Session, role: Role, phase: PhaseConfig, mine: list[Transition], step: Step) -> Rollout:
+    """G completions of each of this rank's prompts. The numbers drawn depend on a sample's place in the whole batch
+    alone, so every layout draws the same."""
+    data = getattr(session.cfg.data, role.name)
+    shape = (len(step.transitions) * phase.group, data.max_length)
+    drawn = torch.from_numpy(np.random.default_rng(step.seed).random(shape))
+    rows = session.share(range(len(step.transitions)))
+    uniforms = drawn[rows.start * phase.group : rows.stop * phase.group].to(session.device)
+    return session.actor.infer(
+        [session.prompt(role, t) for t in mine],
+        session.policy_distribution(role),
+        group=phase.group,
+        max_length=data.max_length,
+        pad=session.prompter.pad,
+        uniforms=uniforms,
+    )
+
+
+def _sequences(session, role, mine, rollout, group) -> Sequences:
+    prompts = [session.prompter.prompt(role, t) for t in mine for _ in range(group)]
+    return collate(prompts, rollout.completions, session.prompter.pad).to(session.device)
+
+
+def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout: Rollout, sequences: Sequences):
+    """Mean log-prob [b] of the targets under the frozen counterpart, and reference log-probs [b, C] unless beta is 0.
+
+    With shared weights the counterpart and the reference are the same set, worn once.
+    """
+    texts = [session.prompter.decode(completion) for completion in rollout.completions]
+    repeated = [t for t in mine for _ in range(phase.group)]
+    batch = session.cfg.parallel.score_batch
+
+    def rewards() -> Tensor:
+        return counterpart_logprobs(
+            session.actor, session.prompter, role, repeated, texts, session.model_distribution, batch
+        )
+
+    def reference() -> Tensor | None:
+        if phase.kl_beta == 0 or phase.policy_gradient == 0:
+            return None
+        scored = plain(sequences, session.policy_distribution(role), batch, rollout.support)
+        return session.actor.get_inference_log_probs(list(scored))[0]
+
+    if session.cfg.model.weights is Weights.shared:
+        with session.sets.wear(REFERENCE):
+            return rewards(), reference()
+    with session.sets.wear(role.counterpart.name):
+        value = rewards()
+        with session.sets.wear(REFERENCE):
+            return value, reference()
+
+
+def _advantages(phase: PhaseConfig, reward: Tensor) -> grpo.Advantages:
+    return grpo.group_advantages(
+        reward.view(-1, phase.group),
+        divide_by_std=phase.divide_by_std,
+        std_epsilon=phase.std_epsilon,
+        dead_std=phase.dead_std,
+    )
+
+
+def update(session: Session, role: Role, phase: PhaseConfig, samples: Samples, mine, step: Step) -> dict[str, float]:
+    """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, the replay and the M-step rows."""
+    reduced: list[dict[str, float]] = []
+    for part in range(phase.optimizer_steps):
+        groups = torch.arange(len(mine)).tensor_split(phase.optimizer_steps)[part].tolist()
+        batches = _policy_batches(session, role, phase, samples, groups)
+        if phase.replay:
+            rows = step.replay[part :: phase.optimizer_steps]
+            pairs = [(role, t) for t in session.share(rows)]
+            batches += supervised.micro_batches(session, pairs, phase.replay)
+        if phase.mstep:
+            batches += supervised.micro_batches(session, [(role, mine[g]) for g in groups], phase.mstep)
+        reduced.append(_optimizer_step(session, phase, batches, step.lr))
+    first, last = reduced[0], reduced[-1]
+    # Drift is rounding only before the first step of the batch; ratio and clipping are of interest after the last.
+    return last | {name: value for name, value in first.items() if name.startswith("drift")}
+
+
+def _policy_batches(session, role: Role, phase: PhaseConfig, samples: Samples, groups: list[int]) -> list[MicroBatch]:
+    """Live groups' rows, lengths alike in a micro-batch. Collective: every data-parallel rank counts its rows."""
+    if phase.policy_gradient == 0:
+        return []
+    sequences, rollout = samples.sequences, samples.rollout
+    rows = [g * phase.group + i for g in groups if samples.ranked.live[g] for i in range(phase.group)]
+    rows.sort(key=lambda row: int(sequences.lengths[row]))
+    counted = sequences.completion_mask[rows]
+    total = session.add_up(grpo.loss_total(counted, phase.aggregation).float().reshape(1))
+    distribution = session.policy_distribution(role)
+    advantages = samples.ranked.advantages.flatten()
+    batches = []
+    for start in range(0, len(rows), session.cfg.parallel.micro_batch):
+        index = torch.tensor(rows[start : start + session.cfg.parallel.micro_batch], device=session.device)
+        part = sequences.select(index)
+        cut = (index, slice(0, part.width))
+        batches.append(
+            MicroBatch(
+                part,
+                distribution,
+                support=None if rollout.support is None else rollout.support[cut],
+                loss=_policy_loss(
+                    phase,
+                    behaviour=rollout.logprobs[cut],
+                    reference=None if samples.reference is None else samples.reference[cut],
+                    advantages=advantages[index],
+                    mask=part.completion_mask,
+                    total=total,
+                ),
+            )
+        )
+    return batches
+
+
+def _policy_loss(phase: PhaseConfig, *, behaviour, reference, advantages, mask, total):
+    options = grpo.LossOptions.of(phase)
+
+    def loss(logprobs: Tensor, entropy: Tensor):
+        result = grpo.policy_loss(logprobs, behaviour, reference, advantages, mask, options, total)
+        part = phase.policy_gradient * result.loss
+        sums = result.sums | {"entropy": entropy.sum(), "drift/max": result.drift_max, "loss": part}
+        return part, sums
+
+    return loss
+
+
+def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBatch], lr: float) -> dict[str, float]:
+    """Sums of all ranks as means. A step for which no rank has a live group or a supervised row is skipped."""
+    anyone = session.add_up(torch.tensor([float(len(batches))], device=session.device))
+    if anyone.item() == 0:
+        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "skipped": 1}
+    if not batches:
+        batches = [_nothing(session)]
+    grad_norm, sums = session.actor.optimizer_step(batches, lr, phase.clip_grad)
+    session.sets.trained()
+    zero = torch.zeros((), device=session.device)
+    names = ("loss", *TOKEN_SUMS)
+    added = session.add_up(torch.stack([sums.get(name, zero).float() for name in names]))
+    values = dict(zip(names, added, strict=True))
+    loss = values.pop("loss").item()
+    drift = session.add_up(sums.get("drift/max", zero).reshape(1).clone(), maximum=True).item()
+    return grpo.token_means(values) | {"drift/max": drift, "loss": loss, "grad_norm": grad_norm, "lr": lr}
+
+
+def _nothing(session: Session) -> MicroBatch:
+    """A micro-batch without weight, for a rank whose groups are all dead while other ranks train."""
+    end = session.prompter.end
+    sequences = collate([[end]], [[end]], session.prompter.pad).to(session.device)
+    return MicroBatch(sequences, session.model_distribution, loss=lambda logprobs, entropy: (0 * logprobs.sum(), {}))
+
+
+def _reward_metrics(session: Session, reward: Tensor, clamped: Tensor, ranked: grpo.Advantages) -> dict[str, float]:
+    """Means over all ranks' samples and groups."""
+    samples = torch.stack([reward.sum(), clamped.sum(), reward.new_tensor(len(reward))])
+    groups = torch.stack([ranked.std.sum(), (~ranked.live).sum(), reward.new_tensor(len(ranked.live))])
+    samples, groups = session.add_up(samples), session.add_up(groups)
+    return {
+        "reward/mean": (samples[0] / samples[2]).item(),
+        "reward/clamped_fraction": (samples[1] / samples[2]).item(),
+        "reward/group_std": (groups[0] / groups[2]).item(),
+        "group/dead_fraction": (groups[1] / groups[2]).item(),
+    }
+
+
+def _costs(session: Session, sequences: Sequences, watch: Stopwatch) -> dict[str, float]:
+    """Seconds of each part, tokens/s over all ranks, completion length, peak memory of this rank."""
+    lengths = (sequences.lengths - sequences.prompt_lengths).sum()
+    counts = torch.stack([lengths, sequences.lengths.sum(), sequences.lengths.new_tensor(len(sequences))]).float()
+    completion, whole, rows = session.add_up(counts).tolist()
+    seconds = watch.seconds
+    return {
+        "completion/length": completion / rows,
+        "tokens_per_s/rollout": completion / seconds["rollout"],
+        "tokens_per_s/score": whole / seconds["score"],
+        "tokens_per_s/train": whole / seconds["train"],
+        **{f"seconds/{name}": value for name, value in seconds.items()},
+        "memory/peak_gb": peak_memory_gb(),
+    }
+
+
+def peak_memory_gb() -> float:
+    """Of the device where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,112 @@
+"""What every verb that runs a model holds: configuration, actor, weight sets, prompts, run folder, this rank's share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .config import SwirlConfig, Weights
+from .data.batch import check_length
+from .data.prompts import Prompter, load_tokenizer
+from .data.transition import Transition
+from .roles import ROLES, Role
+from .rollout.sampling import Distribution, unrestricted
+from .runs import Run
+
+T = TypeVar("T")
+SHARED, REFERENCE, WARM = "shared", "reference", "warmup"
+
+
+class Session:
+    """The live model and all that belongs to it. `load` fills it from the two starting checkpoints."""
+
+    def __init__(self, cfg: SwirlConfig):
+        from megatron.core import parallel_state
+
+        from .actor.build import build_actor
+        from .weights import WeightSets
+
+        self.cfg = cfg
+        self.actor = build_actor(cfg, Path(cfg.model.fwm))
+        self.parallel = parallel_state
+        self.device = torch.cuda.current_device()
+        self.sets = WeightSets(self.actor, policy=self.set_of(ROLES["fwm"]))
+        self.prompter = Prompter(load_tokenizer(cfg.data.tokenizer), cfg.data, cfg.run.seed)
+        self.run = Run.open(cfg, is_main=dist.get_rank() == 0)
+
+    def load(self) -> None:
+        """Weight sets from cfg.model.fwm and, when separate, cfg.model.idm."""
+        from .checkpoint.run_state import load_weights
+
+        if self.cfg.model.weights is Weights.separate:
+            load_weights(self.actor, Path(self.cfg.model.idm))
+            self.sets.snapshot(ROLES["idm"].name)
+        load_weights(self.actor, Path(self.cfg.model.fwm))
+        self.sets.trained()
+
+    def set_of(self, role: Role) -> str:
+        """Name of the weight set that plays this role."""
+        return SHARED if self.cfg.model.weights is Weights.shared else role.name
+
+    @property
+    def policies(self) -> list[str]:
+        return sorted({self.set_of(role) for role in ROLES.values()})
+
+    # distributions
+
+    def policy_distribution(self, role: Role) -> Distribution:
+        """What the role samples from, and is trained as. With a fixed length its end token is not a choice at all."""
+        data, sampling = getattr(self.cfg.data, role.name), getattr(self.cfg.phase, role.name).sampling
+        allowed = self.prompter.allowed(role, self.actor.padded_vocab_size)
+        if data.min_length == data.max_length:
+            allowed[self.prompter.end] = False
+        return Distribution(
+            allowed, sampling.temperature, self.prompter.end, data.min_length, sampling.top_k, sampling.top_p
+        ).to(self.device)
+
+    @property
+    def model_distribution(self) -> Distribution:
+        vocab = self.actor.cfg.vocab_size
+        return unrestricted(vocab, self.actor.padded_vocab_size, self.prompter.end).to(self.device)
+
+    # prompts
+
+    def prompt(self, role: Role, transition: Transition) -> list[int]:
+        """Raises ValueError where prompt and longest completion do not fit model.max_length."""
+        tokens = self.prompter.prompt(role, transition)
+        longest = getattr(self.cfg.data, role.name).max_length
+        check_length(tokens, longest, self.cfg.model.max_length, transition.id)
+        return tokens
+
+    # data parallelism
+
+    @property
+    def data_rank(self) -> int:
+        return self.parallel.get_data_parallel_rank()
+
+    @property
+    def data_world(self) -> int:
+        return self.parallel.get_data_parallel_world_size()
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This data-parallel rank's contiguous part; parts differ by at most one item."""
+        size, rest = divmod(len(items), self.data_world)
+        start = self.data_rank * size + min(self.data_rank, rest)
+        return items[start : start + size + (self.data_rank < rest)]
+
+    def gather(self, items: list[T]) -> list[T]:
+        """Undo `share`: all ranks' items, in order, on every rank."""
+        if self.data_world == 1:
+            return items
+        parts: list = [None] * self.data_world
+        dist.all_gather_object(parts, items, group=self.parallel.get_data_parallel_group())
+        return [item for part in parts for item in part]
+
+    def add_up(self, values: Tensor, maximum: bool = False) -> Tensor:
+        """Sum, or maximum, over data-parallel ranks, in place."""
+        operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
+        dist.all_reduce(values, op=operation, group=self.parallel.get_data_parallel_group())
+        return values
