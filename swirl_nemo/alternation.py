@@ -265,13 +265,7 @@ class Driver:
             session.run.log(line | results[model])
             session.run.samples(f"test, {model}", samples)
         summary = {
-            "held_out": {
-                role: {
-                    metric: {model: figures[f"{role}/{metric}"] for model, figures in results.items()}
-                    for metric in held_out.METRICS
-                }
-                for role in ROLES
-            },
+            "held_out": held_out.by_role(results),
             "cycle_consistency": {model: figures["cycle_consistency"] for model, figures in results.items()},
             "labels_used": len(self.labelled),
             "state_only": len(self.unlabelled),

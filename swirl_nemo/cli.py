@@ -118,7 +118,7 @@ def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a run, finish
 
 @app.command(epilog="Example: swirl doctor")
 def doctor() -> int:
-    """Versions, devices, memory, and a collective between two processes; exit code 1 where something needed is missing."""
+    """Versions, devices, memory, a collective between two processes; exit code 1 where something needed is missing."""
     from .doctor import examine
 
     return examine()

@@ -46,10 +46,10 @@ def _versions() -> list[Finding]:
 
 def _devices() -> list[Finding]:
     gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    cpus = len(os.sched_getaffinity(0))
+    names = ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus)
     return [
-        ("CPU cores", str(cpus), True),
-        ("GPUs", ", ".join(f"{gpu.name} {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus) or "none: gloo on CPU", True),
+        ("CPU cores", str(len(os.sched_getaffinity(0))), True),
+        ("GPUs", names or "none: gloo on CPU", True),
     ]
 
 

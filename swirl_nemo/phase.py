@@ -113,9 +113,7 @@ def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout: Rollo
     batch = session.cfg.parallel.score_batch
 
     def rewards() -> Tensor:
-        return counterpart_logprobs(
-            session.actor, session.prompter, role, repeated, texts, session.model_distribution, batch
-        )
+        return counterpart_logprobs(session, role, repeated, texts)
 
     def reference() -> Tensor | None:
         if phase.kl_beta == 0 or phase.policy_gradient == 0:
@@ -167,7 +165,7 @@ def _policy_batches(session, role: Role, phase: PhaseConfig, samples: Samples, g
     rows = [g * phase.group + i for g in groups if samples.ranked.live[g] for i in range(phase.group)]
     rows.sort(key=lambda row: int(sequences.lengths[row]))
     counted = sequences.completion_mask[rows]
-    total = session.add_up(grpo.loss_total(counted, phase.aggregation).float().reshape(1))
+    total = session.add_up(grpo.loss_total(counted, phase.aggregation).float())
     distribution = session.policy_distribution(role)
     advantages = samples.ranked.advantages.flatten()
     batches = []

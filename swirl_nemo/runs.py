@@ -1,6 +1,6 @@
 """The run folder: configuration, environment, one line of metrics a step, summary. What DESIGN.md's contracts promise.
 
-    {root}/{name}/config.yaml  env.json  metrics.jsonl  samples.jsonl  summary.json  tensorboard/  checkpoints/
+    {root}/{name}/config.yaml  env.json  metrics.jsonl  samples.jsonl  summary.json  report.html  tensorboard/
     {root}/latest -> {name}
 
 metrics.jsonl is the record; TensorBoard's files are a copy of it, made anew when a run is opened again. Only the main
@@ -14,12 +14,14 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from .config import SwirlConfig
 from .roles import ROLES
@@ -45,6 +47,8 @@ class Run:
         self._cfg = cfg
         self._display = Display(cfg)
         self._loggers: list | None = None
+        self._earlier = 0.0  # seconds that the run had taken when this process went on with it
+        self._opened = time.monotonic()
 
     @classmethod
     def open(cls, cfg: SwirlConfig, *, is_main: bool) -> "Run":
@@ -81,13 +85,14 @@ class Run:
     def log(self, record: dict) -> None:
         """Append one line of metrics, whole or not at all; show it, and feed its numbers to the loggers.
 
-        nan and infinities become null: JSON has neither. `step` counts the steps done, from 1.
+        nan and infinities become null: JSON has neither. `step` counts the steps done, from 1. "seconds/run" is added:
+        how long the run has taken, time between a checkpoint and a crash or a restart left out.
         """
         if not self.is_main:
             return
         if self._loggers is None:
-            self._loggers = self._open_loggers()
-        record = finite(record)
+            self._begin()
+        record = finite({**record, "seconds/run": round(self._seconds(), 3)})
         with self.metrics.open("ab", buffering=0) as file:
             file.write(_line(record))
         self._display.show(record)
@@ -113,26 +118,38 @@ class Run:
             others = [row for row in read_lines(path) if row["stage"] != stage] if path.exists() else []
             _write(path, b"".join(_line(row) for row in others + [{"stage": stage, **row} for row in rows]))
 
-    def summary(self, values: dict) -> None:
-        """Write summary.json; a reader finds the old one or the new one, never half of it."""
-        if self.is_main:
-            _write_json(self.folder / "summary.json", finite(values))
+    def finish(self, summary: dict) -> None:
+        """Write summary.json and report.html, and print the table of held-out figures. Seconds and commit are added."""
+        if not self.is_main:
+            return
+        from .evaluation.report import held_out_table, write_report
 
-    def _open_loggers(self) -> list:
-        project, name, loggers = self._cfg.run.wandb_project, self._cfg.run.name, []
+        commit = source(Path(__file__).parent)["commit"]
+        summary = finite({**summary, "seconds": round(self._seconds(), 3), "commit": commit})
+        _write_json(self.folder / "summary.json", summary)
+        self._display.finish(held_out_table(summary), write_report(self.folder))
+
+    def _seconds(self) -> float:
+        return self._earlier + time.monotonic() - self._opened
+
+    def _begin(self) -> None:
+        """Open the loggers; take over what an earlier process left."""
+        lines = read_lines(self.metrics) if self.metrics.exists() else []
+        self._earlier = lines[-1]["seconds/run"] if lines else 0.0
+        self._loggers = []
         if self._cfg.run.tensorboard:
             from lightning.pytorch.loggers import TensorBoardLogger
 
             # steps that a resumed run goes through again would stand there twice
             shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-            loggers.append(TensorBoardLogger(self.folder, name="tensorboard", version=""))
-            for record in read_lines(self.metrics) if self.metrics.exists() else []:
-                _feed(loggers, record)
-        if project is not None:
+            self._loggers.append(TensorBoardLogger(self.folder, name="tensorboard", version=""))
+            for record in lines:
+                _feed(self._loggers, record)
+        if self._cfg.run.wandb_project is not None:
             from lightning.pytorch.loggers import WandbLogger
 
-            loggers.append(WandbLogger(name=name, id=name, project=project, save_dir=self.folder, resume="allow"))
-        return loggers
+            name, project = self._cfg.run.name, self._cfg.run.wandb_project
+            self._loggers.append(WandbLogger(name=name, id=name, project=project, save_dir=self.folder, resume="allow"))
 
 
 class Display:
@@ -156,6 +173,11 @@ class Display:
         else:
             total = self._steps(record)
             self._print(f"{title} step {record['step']}{f'/{total}' if total else ''} · {figures}")
+
+    def finish(self, table: Table, report: Path) -> None:
+        self.stop()
+        self._console.print(table)
+        self._print(f"report: {report}")
 
     def stop(self) -> None:
         if self._progress is not None:

@@ -98,7 +98,7 @@ def _parse(override: str) -> Override:
     if parsed is None or not parsed.key_or_group:
         raise ValueError(f"{override}: not KEY=VALUE: quote a value with blanks, brackets or commas")
     if parsed.is_add() or parsed.is_force_add() or parsed.is_delete():
-        raise ValueError(f"{override}: the keys are fixed by the schema: write {parsed.key_or_group}=VALUE without + or ~")
+        raise ValueError(f"{override}: the schema fixes the keys: write {parsed.key_or_group}=VALUE without + or ~")
     if parsed.is_sweep_override():
         raise ValueError(f"{override}: a list of choices is a sweep: give one value, or [a,b] for a list")
     return parsed
@@ -135,7 +135,7 @@ def _unknown_choice(error: MissingConfigException, parsed: list[Override]) -> st
 def _one_line(error: Exception, parsed: list[Override], schema: type) -> str:
     """KEY=VALUE: what is wrong: how to mend it, from the innermost OmegaConf error where Hydra wrapped one."""
     where = re.match(r"In '([^']+)'", str(error))
-    file = f" (conf/{where[1]}.yaml)" if where else ""
+    file = f" ({where[1]}.yaml)" if where else ""
     cause = error
     while cause is not None:
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
@@ -144,15 +144,18 @@ def _one_line(error: Exception, parsed: list[Override], schema: type) -> str:
     key = getattr(error, "full_key", None)
     if not key:
         return " ".join(str(error).split()) + ": mend that file or override"
-    given = next((o.input_line for o in parsed if o.key_or_group == key.split("[")[0]), key) + file
+    base = key.split("[")[0]
+    override = next((o for o in parsed if f"{o.key_or_group}.".startswith(f"{base}.")), None)
+    given = (override.input_line if override else key) + file
     what = str(error).splitlines()[0]
     if not is_dataclass(error.object_type):
         return f"{given}: {what}: mend that value"
     hints = _hints(error.object_type)
     if error.key not in hints:
         parent = key.removesuffix(str(error.key))
-        folders = [folder.name for folder in conf_dir().iterdir() if folder.is_dir()]
-        return f"{given}: no such key: {_nearest(key, [parent + name for name in hints] + _keys(schema) + folders)}"
+        known = [parent + name for name in hints] + _keys(schema)
+        known += [folder.name for folder in conf_dir().iterdir() if folder.is_dir()]
+        return f"{given}: no such key: {_nearest(override.key_or_group if override else key, known)}"
     return f"{given}: {what}: give {_wanted(hints[error.key])}"
 
 

@@ -237,18 +237,16 @@ def test_batches_agree_with_a_naive_loop():
         assert batch.tokens.shape[1] == max(batch.lengths)
 
 
-def test_micro_batches_keep_the_batch_shape_and_lose_no_row():
+def test_selected_rows_are_those_rows_collated_alone():
     draw = random.Random(1)
     for _ in range(30):
         prompts, completions = random_rows(draw, 1)
         batch = collate(prompts, completions, pad=0).to("cpu")
-        size = draw.randrange(1, 5)
-        parts = list(batch.micro_batches(size))
-        assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
-        for start, part in zip(range(0, len(prompts), size), parts, strict=True):
-            check_against_rows(part, prompts[start : start + size], completions[start : start + size])
-        assert torch.equal(torch.cat([part.completion_mask for part in parts]), batch.completion_mask)
-        assert torch.equal(torch.cat([part.tokens for part in parts]), batch.tokens)
+        rows = draw.sample(range(len(prompts)), draw.randrange(1, len(prompts) + 1))
+        alone = collate([prompts[row] for row in rows], [completions[row] for row in rows], pad=0)
+        part = batch.select(torch.tensor(rows))
+        assert torch.equal(part.tokens, alone.tokens) and part.width == alone.width
+        check_against_rows(part, [prompts[row] for row in rows], [completions[row] for row in rows])
 
 
 def test_positions_pick_the_log_probs_that_predict_the_completion():

@@ -148,15 +148,15 @@ def test_logged_means_equal_a_loop():
     tokens = [(b, t) for b in range(6) for t in range(5) if data["mask"][b, t]]
     pick = lambda name: [data[name][b, t].item() for b, t in tokens]  # noqa: E731
     p, old, ref, a = pick("logprobs"), pick("behaviour"), pick("reference"), [data["advantages"][b] for b, _ in tokens]
-    ratios = [math.exp(x - y) for x, y in zip(p, old)]
-    clipped = [(r > 1.4 and s > 0) or (r < 0.9 and s < 0) for r, s in zip(ratios, a)]
+    ratios = [math.exp(x - y) for x, y in zip(p, old, strict=True)]
+    clipped = [(r > 1.4 and s > 0) or (r < 0.9 and s < 0) for r, s in zip(ratios, a, strict=True)]
     assert 0 < sum(clipped) < len(clipped)
-    drifts = [abs(x - y) for x, y in zip(p, old)]
+    drifts = [abs(x - y) for x, y in zip(p, old, strict=True)]
     assert token_means(result.sums) == pytest.approx(
         {
             "ratio/mean": statistics.fmean(ratios),
             "ratio/clip_fraction": statistics.fmean(clipped),
-            "kl/reference": statistics.fmean(math.exp(y - x) - (y - x) - 1 for x, y in zip(p, ref)),
+            "kl/reference": statistics.fmean(math.exp(y - x) - (y - x) - 1 for x, y in zip(p, ref, strict=True)),
             "drift/mean": statistics.fmean(drifts),
         }
     )

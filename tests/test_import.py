@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from swirl_nemo import stack
 from swirl_nemo.checkpoint.families.llama import LLAMA
 from swirl_nemo.checkpoint.huggingface import import_hf, read_model_config
 from swirl_nemo.checkpoint.random_init import random_llama
@@ -143,6 +145,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing(hf, mistake):
     assert sorted(hf.parent.iterdir()) == before
 
 
+def test_an_interrupted_import_leaves_nothing(hf, monkeypatch):
+    """The folder appears by one rename at the end: what is under `out` is always whole."""
+
+    def save_weights(*_):
+        (partial,) = [path for path in hf.parent.iterdir() if path != hf]
+        assert partial.name.startswith(".out") and (partial / "model_config.yaml").is_file()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stack, "prepare", lambda: None)
+    monkeypatch.setitem(sys.modules, "swirl_nemo.checkpoint.distributed", SimpleNamespace(save_weights=save_weights))
+    with pytest.raises(KeyboardInterrupt):
+        import_hf(hf, hf.parent / "out")
+    assert list(hf.parent.iterdir()) == [hf]
+
+
 def test_a_checkpoint_folder_without_model_config_is_named(tmp_path):
     with pytest.raises(ValueError, match="has no model_config.yaml"):
         read_model_config(tmp_path)
@@ -181,7 +198,7 @@ def test_random_llama_is_seeded_and_leaves_the_callers_random_state(tmp_path, to
 
 
 def biased_llama(folder: Path, tokenizer: Path) -> None:
-    """What random_llama does not make: biases, a head dimension of its own, bfloat16, several files, another RoPE base."""
+    """What random_llama does not make: biases, its own head dimension, bfloat16, several files, another RoPE base."""
     config = LlamaConfig(
         vocab_size=128,  # no padding needed, more than the tokenizer has
         hidden_size=64,

@@ -19,8 +19,9 @@ from swirl_nemo.runs import Run, read_lines, source
 
 @pytest.fixture
 def cfg(tmp_path):
+    root = str(tmp_path / "runs")
     values = {
-        "run": {"name": "first", "root": str(tmp_path / "runs"), "seed": 7, "tensorboard": False, "wandb_project": None},
+        "run": {"name": "first", "root": root, "seed": 7, "tensorboard": False, "wandb_project": None},
         "cluster": {"nodes": 1, "devices": 2, "backend": "gloo"},
         "parallel": {"tensor": 2, "pipeline": 1, "sequence": False},
         "warmup": {"steps": 30, "schedule": "cosine"},
@@ -31,7 +32,8 @@ def cfg(tmp_path):
 
 
 def step(n: int, **fields) -> dict:
-    return {"iteration": 1, "phase": "idm", "step": n, "optimizer_step": n, "loss": 0.5, "reward/mean": -n / 2, **fields}
+    counters = {"iteration": 1, "phase": "idm", "step": n, "optimizer_step": n}
+    return {**counters, "loss": 0.5, "reward/mean": -n / 2, **fields}
 
 
 def test_folder_holds_configuration_and_environment(cfg):
@@ -138,7 +140,8 @@ def test_a_cut_line_within_the_checkpointed_part_goes_too(cfg):
     os.truncate(run.metrics, position - 10)
     run = Run.open(cfg, is_main=True)
     run.truncate(position)
-    assert [line["step"] for line in read_lines(run.metrics)] == [1]
+    run.log(step(2))
+    assert [line["step"] for line in read_lines(run.metrics)] == [1, 2]
 
 
 def test_a_bad_line_is_named(tmp_path):

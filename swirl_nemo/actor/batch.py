@@ -47,10 +47,9 @@ class MicroBatch:
 def plain(sequences: Sequences, distribution: Distribution, size: int, support: Tensor | None = None):
     """Micro-batches of `size` sequences to score, the last one smaller where they do not divide."""
     for start in range(0, len(sequences), size):
-        stop = start + size
-        yield MicroBatch(
-            sequences.slice(start, stop), distribution, None if support is None else support[start:stop]
-        )
+        rows = slice(start, start + size)
+        part = sequences.select(rows)
+        yield MicroBatch(part, distribution, None if support is None else support[rows, : part.width])
 
 
 def pad_columns(values: list[Tensor]) -> Tensor:

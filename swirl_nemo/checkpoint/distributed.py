@@ -19,9 +19,9 @@ def save_weights(
 ) -> None:
     """Write every `Weight`, read by its Hugging Face names with `read`, into the new folder `folder`.
 
-    Each tensor is written whole (and each layer of a layered one): a model of any tensor and pipeline parallel size reads
-    its slices of them. `stateful` modules get an empty `_extra_state`: Megatron refuses a checkpoint without, and FP8 is
-    the only thing that fills it.
+    Each tensor (each layer of a layered one) is written whole: a model of any tensor and pipeline parallel size reads
+    its slices. `stateful` modules get an empty `_extra_state`: Megatron refuses a checkpoint without, and only FP8
+    fills it. No process group may exist.
     """
     sharded = {}
     for weight in weights:

@@ -1,8 +1,8 @@
 """From a Hugging Face folder to a NeMo checkpoint folder.
 
-What is written: model_config.yaml (the architecture; keys of a run are merged by the actor), tokenizer/ (the Hugging Face
-tokenizer and config.json as they were) and model_weights/ (Megatron distributed checkpoint, in the source's dtype). It
-loads in any TP x PP x DP layout.
+What is written: model_config.yaml (the architecture; keys of a run are merged by the actor), tokenizer/ (the Hugging
+Face tokenizer and config.json as they were) and model_weights/ (a Megatron distributed checkpoint in the source's
+dtype). It loads in any TP x PP x DP layout.
 """
 
 import json

@@ -21,8 +21,8 @@ def random_llama(
 ) -> None:
     """Write a float32 Llama and the tokenizer of `tokenizer_dir` into the new folder `folder`.
 
-    The same arguments give the same weights; the caller's random state stays as it was. Raises ValueError where `folder`
-    exists or the heads do not divide.
+    The same arguments give the same weights; the caller's random state stays as it was. Raises ValueError where
+    `folder` exists or the heads do not divide.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists: name a new folder, or remove it")

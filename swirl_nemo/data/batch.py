@@ -1,6 +1,5 @@
 """Prompts with their completions as one right-padded batch. B sequences, T tokens, C completion columns."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,7 @@ from torch import Tensor
 class Sequences:
     """Each row is a prompt, its completion, then padding.
 
-    Completion tensors are [B, C]: column j of a row is its j-th completion token, wherever its prompt ends. C and T are
-    those of the batch that was collated and stay so in its slices: micro-batches have one shape, as Megatron's pipeline
-    wants, and a slice's masks are slices of the batch's masks.
+    Completion tensors are [B, C]: column j of a row is its j-th completion token, wherever its prompt ends.
     """
 
     tokens: Tensor  # long [B, T]
@@ -39,15 +36,14 @@ class Sequences:
         """Long [B, C]: the completion tokens; any valid token id where masked."""
         return self.tokens.gather(1, self.completion_positions + 1)
 
-    def slice(self, start: int, stop: int) -> "Sequences":
-        """Rows start, ..., stop - 1, of the same T and C."""
-        rows = slice(start, stop)
-        return Sequences(self.tokens[rows], self.prompt_lengths[rows], self.lengths[rows], self.width)
+    def select(self, rows: "Tensor | slice") -> "Sequences":
+        """Those rows, with T and C trimmed to the longest of them: less padding where lengths are alike.
 
-    def micro_batches(self, size: int) -> Iterator["Sequences"]:
-        """Consecutive slices of `size` rows; the last may have fewer."""
-        for start in range(0, len(self), size):
-            yield self.slice(start, start + size)
+        Another tensor over this batch's completion columns is cut to match by `tensor[rows, :selected.width]`.
+        """
+        prompt_lengths, lengths = self.prompt_lengths[rows], self.lengths[rows]
+        width = int((lengths - prompt_lengths).max())
+        return Sequences(self.tokens[rows, : int(lengths.max())], prompt_lengths, lengths, width)
 
     def to(self, device: torch.device | str) -> "Sequences":
         return Sequences(self.tokens.to(device), self.prompt_lengths.to(device), self.lengths.to(device), self.width)

@@ -16,6 +16,7 @@ def prepare() -> None:
     Idempotent. Raises StackError where the installed stack is not the one the patches were written for.
     """
     os.environ.setdefault("NEMO_TESTING", "1")  # nemo's own switch against writing log files beside the caller
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoint writers fork
     if on_cpu():
         from .patches import apply_all
 

@@ -1,0 +1,33 @@
+"""How one held-out prediction is judged, and the names of the figures; a run's figures are means over transitions.
+
+FWM and IDM are measured alike: exact match, token F1 and the log-prob of the gold completion.
+"""
+
+from collections import Counter
+
+METRICS = ("exact_match", "token_f1", "gold_logprob")
+MODELS = ("warmup", "continued_sft", "swirl")
+
+
+def exact_match(prediction: str, target: str) -> bool:
+    """Whether the prediction is the target to the letter."""
+    return prediction == target
+
+
+def right_action(action: str, gold: str, leading: list[str] | None) -> bool:
+    """Whether `action` is the gold one or, where the world can tell, any other that leads from x to y.
+
+    `leading`: the world's `actions_between(x, y)`, None where it cannot tell.
+    """
+    return exact_match(action, gold) or action in (leading or [])
+
+
+def token_f1(prediction: str, target: str) -> float:
+    """Harmonic mean of precision and recall of whitespace tokens, each counted as often as it occurs (SQuAD's F1).
+
+    1 where both are empty.
+    """
+    ours, theirs = Counter(prediction.split()), Counter(target.split())
+    if not ours and not theirs:
+        return 1.0
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())

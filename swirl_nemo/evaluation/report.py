@@ -1,0 +1,176 @@
+"""report.html of a run: one file, nothing fetched, from what the run folder holds by now."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.table import Table
+
+from ..runs import read_lines
+from .metrics import METRICS, MODELS
+from .pictures import pictures
+
+_PACKAGES = ("torch", "megatron-core", "nemo-toolkit", "nemo_toolkit", "nemo-aligner", "transformers", "numpy")
+
+
+class Row(NamedTuple):
+    """One held-out figure of one role (or of both together), as text; "–" where it is not known."""
+
+    role: str
+    metric: str
+    warmup: str
+    continued_sft: str
+    swirl: str
+    gain: str
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write report.html into `run_dir` and return its path. A run that is not finished is reported as far as it is.
+
+    Raises ValueError where `run_dir` is no run's folder.
+    """
+    run_dir = Path(run_dir)
+    for name in ("config.yaml", "env.json"):
+        if not (run_dir / name).is_file():
+            raise ValueError(f"{run_dir} has no {name}: give the folder of a run, such as runs/latest")
+    config_text = (run_dir / "config.yaml").read_text()
+    config, env = yaml.safe_load(config_text), json.loads((run_dir / "env.json").read_text())
+    records, samples = _lines(run_dir / "metrics.jsonl"), _lines(run_dir / "samples.jsonl")
+    finished = (run_dir / "summary.json").is_file()
+    summary = json.loads((run_dir / "summary.json").read_text()) if finished else _so_far(records)
+    page = _template().render(
+        name=run_dir.resolve().name,
+        finished=finished,
+        split="test" if finished else summary["split"],
+        rows=held_out_rows(summary),
+        facts=_facts(summary, env),
+        pictures=pictures(records),
+        switches=switches(config),
+        samples=_by_stage(samples),
+        config=config_text,
+        packages={name: env["versions"][name] for name in _PACKAGES if name in env["versions"]},
+    )
+    path = run_dir / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def held_out_table(summary: dict) -> Table:
+    """summary.json's held-out figures for a terminal."""
+    table = Table(title="Held out, test split" if "split" not in summary else f"Held out, {summary['split']} split")
+    for column in ("role", "metric", "warm-up", "continued SFT", "SWIRL", "gain over warm-up"):
+        table.add_column(column, justify="left" if column in ("role", "metric") else "right")
+    for row in held_out_rows(summary):
+        table.add_row(*row, end_section=row.metric == "log-prob of gold")
+    return table
+
+
+def held_out_rows(summary: dict) -> list[Row]:
+    """Role by role, metric by metric; a log-prob's gain is the part of its distance from 0 that is gone."""
+    names = {"exact_match": "exact match", "token_f1": "token F1", "gold_logprob": "log-prob of gold"}
+    rows = [
+        _row(role.upper(), names[metric], summary["held_out"][role][metric], percent=metric != "gold_logprob")
+        for role in summary["held_out"]
+        for metric in METRICS
+    ]
+    if "cycle_consistency" in summary:
+        rows.append(_row("both", "cycle consistency", summary["cycle_consistency"], percent=True))
+    return rows
+
+
+def _row(role: str, metric: str, figures: dict[str, float | None], *, percent: bool) -> Row:
+    values = [figures.get(model) for model in MODELS]
+    shown = ["–" if v is None else f"{100 * v:.1f} %" if percent else f"{v:.3f}" for v in values]
+    before, _, after = values
+    gain = "–" if before is None or after is None or before == 0 else f"{100 * (after - before) / abs(before):+.1f} %"
+    return Row(role, metric, *shown, gain)
+
+
+def _so_far(records: list[dict]) -> dict:
+    """What an unfinished run has of a summary: each model's latest held-out line, of the test split if it has one."""
+    lines = [r for r in records if r.get("eval")]
+    split = "test" if any(r["split"] == "test" for r in lines) else "validation"
+    latest = {r["model"]: r for r in lines if r["split"] == split}
+
+    def of(name: str) -> dict:
+        return {model: line[name] for model, line in latest.items() if name in line}
+
+    held_out = {role: {metric: of(f"{role}/{metric}") for metric in METRICS} for role in ("fwm", "idm")}
+    return {"split": split, "held_out": held_out, "cycle_consistency": of("cycle_consistency")}
+
+
+def switches(config: dict) -> list[tuple[str, str, str]]:
+    """Which of the algorithm's switches were on: (name, value for the FWM's phase or for both, value for the IDM's)."""
+    fwm, idm = config["phase"]["fwm"], config["phase"]["idm"]
+
+    def both(name: str, key: str, show=str) -> tuple[str, str, str]:
+        return name, show(fwm[key]), show(idm[key])
+
+    def weight(value: float) -> str:
+        return f"weight {value:g}" if value else "off"
+
+    def least_std(value: float) -> str:
+        return f"std under {value:g} dropped" if value else "none dropped for a small std"
+
+    floor, ceiling = config["annotate"]["plausibility_floor"], config["annotate"]["certainty_ceiling"]
+    alternation = config["alternation"]
+    order = " → ".join({"fwm": "FWM (Phase I)", "idm": "IDM (Phase II)"}[name] for name in alternation["order"])
+    return [
+        ("phase order", f"{order}, {alternation['iterations']} times", ""),
+        ("weights", config["model"]["weights"], ""),
+        both("policy gradient", "policy_gradient", weight),
+        both("dead groups", "dead_std", least_std),
+        both("labelled replay", "replay", weight),
+        both("M-step", "mstep", weight),
+        ("plausibility floor", "off" if floor is None else f"log P(y|x,z) ≥ {floor:g}", ""),
+        ("certainty ceiling", "off" if ceiling is None else f"above {ceiling:g} put last", ""),
+        both("KL", "kl_beta", lambda beta: f"β {beta:g}" if beta else "off"),
+        both("group size", "group"),
+        both("advantage divided by std", "divide_by_std", lambda on: "yes" if on else "no"),
+    ]
+
+
+def _facts(summary: dict, env: dict) -> list[tuple[str, str]]:
+    """What stands under the title."""
+    layout = env["layout"]
+    commit = (env["commit"] or "not from a checkout")[:12] + (" + changes" if env["dirty"] else "")
+    facts = [("world", summary.get("world")), ("labels", summary.get("labels_used")), ("seed", env["seed"])]
+    if "seconds" in summary:
+        facts.append(("time", f"{summary['seconds'] / 60:.1f} min"))
+    parts = f"{layout['nodes']}×{layout['devices']} processes, TP {layout['tensor']} × PP {layout['pipeline']}"
+    facts += [("layout", f"{parts}, {layout['backend']}"), ("commit", commit), ("started", env["started"])]
+    facts += [("Python", env["python"]), ("platform", env["platform"])]
+    return [(name, str(value)) for name, value in facts if value is not None]
+
+
+def _by_stage(samples: list[dict]) -> dict[str, list[dict]]:
+    """Samples in order under their stage, each with its prediction's words marked as the target's own or not."""
+    stages: dict[str, list[dict]] = {}
+    for row in samples:
+        words, target = row["prediction"].split(), row["target"].split()
+        same = {
+            i + k
+            for i, _, n in difflib.SequenceMatcher(None, words, target, False).get_matching_blocks()
+            for k in range(n)
+        }
+        marked = [(word, i in same) for i, word in enumerate(words)]
+        stages.setdefault(row["stage"], []).append({**row, "marked": marked})
+    return stages
+
+
+def _lines(path: Path) -> list[dict]:
+    return read_lines(path) if path.exists() else []
+
+
+def _template():
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
