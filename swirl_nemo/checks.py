@@ -115,15 +115,13 @@ def _check_data(key: str, data: RoleDataConfig, longest: int) -> None:
 
 def _check_sft(key: str, sft: SftConfig, replicas: int) -> None:
     _require_all(key, sft, _NOT_NEGATIVE, "steps", "lr_warmup")
-    _require_all(key, sft, _POSITIVE, "batch")
-    _require_all(key, sft, _POSITIVE, "lr")
+    _require_all(key, sft, _POSITIVE, "batch", "lr")
     _require_multiple(f"{key}.batch", sft.batch, replicas, f"{replicas} data-parallel rank(s)")
 
 
 def _check_phase(key: str, phase: PhaseConfig, replicas: int) -> None:
     _require_all(key, phase, _NOT_NEGATIVE, "steps", "lr_warmup", "replay_batch")
-    _require_all(key, phase, _POSITIVE, "prompts", "optimizer_steps")
-    _require_all(key, phase, _POSITIVE, "lr", "clip_grad", "std_epsilon", "clip_high")
+    _require_all(key, phase, _POSITIVE, "prompts", "optimizer_steps", "lr", "clip_grad", "std_epsilon", "clip_high")
     _require_all(key, phase, _NOT_NEGATIVE, "kl_beta", "dead_std", "policy_gradient", "mstep", "replay")
     _require(f"{key}.clip_low", phase.clip_low, lambda v: 0 < v <= 1, "in (0, 1]")
     _require(f"{key}.reward_floor", phase.reward_floor, lambda v: v < 0, "below 0, a mean log-probability")

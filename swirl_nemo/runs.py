@@ -61,7 +61,7 @@ class Run:
             Path(cfg.run.root).mkdir(parents=True, exist_ok=True)
             _point(Path(cfg.run.root, "latest"), cfg.run.name)
             run.folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(cfg, run.folder / "config.yaml", resolve=True)
+            OmegaConf.save(cfg, run.folder / "config.yaml")
             _write_json(run.folder / "env.json", environment(cfg))
         return run
 

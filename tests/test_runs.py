@@ -9,26 +9,28 @@ import threading
 from pathlib import Path
 
 import pytest
-import yaml
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from swirl_nemo.config import Schedule, SwirlConfig
 from swirl_nemo.runs import Run, read_lines, source
+from swirl_nemo.settings import compose
 
 
 @pytest.fixture
-def cfg(tmp_path):
-    root = str(tmp_path / "runs")
-    values = {
-        "run": {"name": "first", "root": root, "seed": 7, "tensorboard": False, "wandb_project": None},
-        "cluster": {"nodes": 1, "devices": 2, "backend": "gloo"},
-        "parallel": {"tensor": 2, "pipeline": 1, "sequence": False},
-        "warmup": {"steps": 30, "schedule": "cosine"},
-        "phase": {"fwm": {"steps": 40}, "idm": {"steps": 60}},
-        "data": {"world": "${run.name}"},
+def cfg(tmp_path) -> SwirlConfig:
+    """The shipped configuration, with what these tests look at pinned."""
+    keys = ["run.name=first", f"run.root={tmp_path / 'runs'}", "run.seed=7", "run.tensorboard=false", "parallel=tp2"]
+    return compose([*keys, "warmup.steps=30", "warmup.schedule=cosine", "phase.fwm.steps=40", "phase.idm.steps=60"])
+
+
+FIGURES = {"warmup": 0.5, "continued_sft": 0.5, "swirl": 0.75}
+SUMMARY = {
+    "held_out": {
+        "fwm": {"exact_match": FIGURES, "token_f1": FIGURES, "gold_logprob": FIGURES},
+        "idm": {"exact_match": FIGURES, "token_f1": FIGURES | {"swirl": math.nan}, "gold_logprob": FIGURES},
     }
-    return OmegaConf.merge(OmegaConf.structured(SwirlConfig), values)
+}
 
 
 def step(n: int, **fields) -> dict:
@@ -37,12 +39,11 @@ def step(n: int, **fields) -> dict:
 
 
 def test_folder_holds_configuration_and_environment(cfg):
-    """config.yaml is resolved and reads back as the same typed configuration; `latest` follows the newest run."""
+    """config.yaml reads back as the same typed configuration; `latest` follows the newest run."""
     root = Path(cfg.run.root)
     with Run.open(cfg, is_main=True) as run:
-        assert yaml.safe_load((run.folder / "config.yaml").read_text())["data"]["world"] == "first"
         again = OmegaConf.merge(OmegaConf.structured(SwirlConfig), OmegaConf.load(run.folder / "config.yaml"))
-        assert again.warmup.schedule is Schedule.cosine and again.phase.idm.steps == 60
+        assert OmegaConf.to_object(again) == cfg and again.warmup.schedule is Schedule.cosine
     env = json.loads((root / "first" / "env.json").read_text())
     assert env["seed"] == 7 and env["layout"]["tensor"] == 2 and env["python"].startswith("3.")
     assert env["versions"]["torch"] == __import__("torch").__version__
@@ -55,8 +56,9 @@ def test_environment_variables_stay_out(cfg, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "s3cret-of-mine")
     run = Run.open(cfg, is_main=True)
     run.log(step(1))
-    run.summary({"seed": 7})
-    assert not any("s3cret-of-mine" in path.read_text() for path in run.folder.iterdir())
+    run.finish(SUMMARY)
+    files = [path for path in run.folder.iterdir() if path.is_file()]
+    assert len(files) == 5 and not any("s3cret-of-mine" in path.read_text() for path in files)
 
 
 def test_a_folder_named_latest_is_refused_in_one_line(cfg, tmp_path):
@@ -74,7 +76,7 @@ def test_other_ranks_write_nothing(cfg, tmp_path, capsys):
     with Run.open(cfg, is_main=False) as run:
         run.log(step(1))
         run.samples("warmup", [{"role": "fwm"}])
-        run.summary({})
+        run.finish(SUMMARY)
         run.truncate(0)
     assert not (tmp_path / "runs").exists() and not capsys.readouterr().out
 
@@ -89,9 +91,10 @@ def test_metrics_are_one_strict_json_object_a_line(cfg):
         run.log(step(1, **{"kl/reference": math.nan, "grad_norm": -math.inf, "text": "a\u2028b\nc"}))
         run.log(step(2))
     lines = run.metrics.read_text().rstrip("\n").split("\n")
-    first, second = (json.loads(line, parse_constant=refuse) for line in lines)
+    first, second = read = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert read == read_lines(run.metrics)
+    assert 0 < first.pop("seconds/run") <= second.pop("seconds/run") < 100
     assert first == step(1, **{"kl/reference": None, "grad_norm": None, "text": "a\u2028b\nc"}) and second == step(2)
-    assert read_lines(run.metrics) == [first, second]
 
 
 def test_lines_written_at_once_do_not_mix(cfg):
@@ -151,15 +154,46 @@ def test_a_bad_line_is_named(tmp_path):
         read_lines(path)
 
 
+def test_finish_writes_summary_and_report_and_prints_the_table(cfg, capsys):
+    """nan becomes null; seconds and commit are the run folder's own; the figures stand in the terminal's table."""
+    with Run.open(cfg, is_main=True) as run:
+        run.log(step(1))
+        run.finish(SUMMARY)
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert summary["held_out"]["idm"]["token_f1"]["swirl"] is None
+    assert summary["commit"] == json.loads((run.folder / "env.json").read_text())["commit"] and summary["seconds"] > 0
+    shown = capsys.readouterr().out
+    assert "75.0 %" in shown and "+50.0 %" in shown and str(run.folder / "report.html") in shown
+    assert (run.folder / "report.html").exists()
+
+
 def test_summary_is_replaced_whole(cfg, monkeypatch):
     """A process that dies before the new summary is complete leaves the old one."""
     run = Run.open(cfg, is_main=True)
-    run.summary({"held_out": {"fwm": {"exact_match": {"swirl": math.nan, "warmup": 0.5}}}})
-    assert json.loads((run.folder / "summary.json").read_text())["held_out"]["fwm"]["exact_match"]["swirl"] is None
-    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    run.finish(SUMMARY)
+    before = (run.folder / "summary.json").read_text()
+
+    def full_disk(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
     with pytest.raises(OSError):
-        run.summary({"seed": 1})
-    assert "held_out" in json.loads((run.folder / "summary.json").read_text())
+        run.finish(SUMMARY | {"seed": 8})
+    assert (run.folder / "summary.json").read_text() == before
+
+
+def test_seconds_go_on_after_a_resume(cfg):
+    """The second process starts from the seconds of the last line that was kept, not of those dropped, nor from 0."""
+    with Run.open(cfg, is_main=True) as run:
+        run.log(step(1))
+    run.metrics.write_text(json.dumps(step(1, **{"seconds/run": 1000.0})) + "\n")
+    position = run.position
+    with run.metrics.open("a") as file:
+        file.write(json.dumps(step(2, **{"seconds/run": 5000.0})) + "\n")
+    with Run.open(cfg, is_main=True) as run:
+        run.truncate(position)
+        run.log(step(2))
+    assert 1000 < read_lines(run.metrics)[-1]["seconds/run"] < 1100
 
 
 def test_samples_of_a_stage_are_replaced_when_it_is_run_again(cfg):
@@ -212,7 +246,9 @@ def test_wandb_gets_the_same_numbers_when_configured(cfg, monkeypatch):
     cfg.run.wandb_project = "swirl"
     with Run.open(cfg, is_main=True) as run:
         run.log(step(1, note="text"))
-    assert calls == [(1, {"idm/loss": 0.5, "idm/reward/mean": -0.5}), "success"]
+    (at, numbers), status = calls
+    assert numbers.pop("idm/seconds/run") > 0
+    assert (at, numbers, status) == (1, {"idm/loss": 0.5, "idm/reward/mean": -0.5}, "success")
 
 
 LINES = [

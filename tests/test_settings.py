@@ -139,7 +139,7 @@ OUT_OF_RANGE = [
     (["phase.idm.mstep=1"], 1, "phase.idm.mstep=1.0: an IDM's target is sampled"),
     (["phase.idm.policy_gradient=0", "phase.idm.replay=0"], 1, "nothing trains"),
     (["alternation.order=[]"], 1, "alternation.order=[]: no role trains: give e.g. [fwm,idm]"),
-    (["data.fwm.max_length=192"], 1, "data.fwm.max_length=192: leaves no room for a prompt in model.max_length=192"),
+    (["data.fwm.max_length=256"], 1, "data.fwm.max_length=256: leaves no room for a prompt in model.max_length=256"),
     (["data.idm.min_length=50", "data.idm.max_length=8"], 1, "data.idm.min_length=50: over data.idm.max_length=8"),
     (["data.idm.templates=[]"], 1, "data.idm.templates=[]"),
     (["cluster.backend=mpi"], 1, "cluster.backend=mpi: out of range: it must be gloo on CPUs, nccl on GPUs"),

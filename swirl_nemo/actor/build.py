@@ -1,5 +1,6 @@
 """From a NeMo checkpoint's model_config.yaml and a run's configuration to a live actor on this process's device."""
 
+import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -8,10 +9,9 @@ import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
+from ..checkpoint.huggingface import read_model_config
 from ..config import Dtype, SwirlConfig
 from ..stack import on_cpu, prepare
-
-MODEL_CONFIG = "model_config.yaml"
 
 # What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the learning
 # rate, the data and generation, so NeMo's parts for those get the least that they accept.
@@ -19,7 +19,6 @@ RUNTIME = {
     "mcore_gpt": True,
     "transformer_engine": False,
     "name": "megatron_gpt_full_te_layer_autocast",
-    "use_cpu_initialization": True,
     "gradient_as_bucket_view": True,
     "gradient_accumulation_fusion": False,
     "bias_dropout_add_fusion": False,
@@ -43,7 +42,7 @@ RUNTIME = {
 
 def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
     """The architecture that the checkpoint states, with this run's layout, precision and optimizer merged in."""
-    architecture = OmegaConf.load(checkpoint / MODEL_CONFIG)
+    architecture = read_model_config(checkpoint)
     recompute = cfg.model.recompute_layers
     layout = {
         "tensor_model_parallel_size": cfg.parallel.tensor,
@@ -51,6 +50,7 @@ def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
         "sequence_parallel": cfg.parallel.sequence,
         "micro_batch_size": cfg.parallel.micro_batch,
         "global_batch_size": cfg.parallel.micro_batch * data_parallel_size(cfg),
+        "use_cpu_initialization": on_cpu(),
         "seed": cfg.run.seed,
         "precision": precision(cfg),
         "megatron_amp_O2": cfg.precision.dtype is Dtype.bf16,
@@ -68,9 +68,7 @@ def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
             "eps": cfg.optimizer.eps,
         },
     }
-    merged = OmegaConf.merge(architecture, RUNTIME, layout)
-    merged.tokenizer.type = str(checkpoint / architecture.tokenizer.type)
-    return merged
+    return OmegaConf.merge(architecture, RUNTIME, layout)
 
 
 def precision(cfg: SwirlConfig):
@@ -86,6 +84,9 @@ def init_process_group(cfg: SwirlConfig) -> None:
     timeout = timedelta(minutes=cfg.cluster.timeout_minutes)
     backend = "gloo" if on_cpu() else "nccl"
     if cfg.cluster.nodes * cfg.cluster.devices > 1:
+        if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
+            for ours, theirs in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
+                os.environ[ours] = os.environ[f"SLURM_{theirs}"]
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

@@ -18,10 +18,7 @@ BOTH = "#8b7fd6"
 _INK = "#010203"  # replaced by the page's text colour
 _STYLE = {
     "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": _INK,
@@ -33,14 +30,14 @@ _STYLE = {
     "grid.alpha": 0.12,
     "axes.grid": True,
     "legend.frameon": False,
-    "legend.fontsize": 8,
+    "legend.fontsize": 9,
     "lines.linewidth": 1.5,
 }
 _SFT = {"pretrain": BOTH, "fwm": COLOURS["fwm"], "idm": COLOURS["idm"], "fwm+idm": BOTH}
 
 
 def pictures(records: list[dict]) -> list[tuple[str, str]]:
-    """(caption, SVG) of everything that metrics.jsonl's `records` hold; parts that a run has not reached are left out."""
+    """(caption, SVG) of all that metrics.jsonl's `records` hold; parts that a run has not reached are left out."""
     steps = {role: [r for r in records if r.get("phase") == role and "role" not in r] for role in COLOURS}
     found = [role for role in COLOURS if steps[role]]
     drawn = [_reward(role, steps[role]) for role in found]
@@ -63,7 +60,7 @@ def pictures(records: list[dict]) -> list[tuple[str, str]]:
 HELD_OUT = {
     "exact match": {"fwm/exact_match": "FWM", "idm/exact_match": "IDM", "cycle_consistency": "cycle"},
     "token F1": {"fwm/token_f1": "FWM", "idm/token_f1": "IDM"},
-    "log-prob of gold, nats": {"fwm/gold_logprob": "FWM", "idm/gold_logprob": "IDM"},
+    "gold log-prob": {"fwm/gold_logprob": "FWM", "idm/gold_logprob": "IDM"},
 }
 
 
@@ -129,7 +126,6 @@ def _supervised(records: list[dict]) -> tuple[str, str] | None:
             x, y = _points(list(lines), "loss", at="step")
             axes.plot(x, y, styles[phase], color=_SFT[role], label=f"{phase.replace('_', ' ')} {role.upper()}")
         axes.set_xlabel("step")
-        axes.set_yscale("log")
         axes.legend()
 
     return _picture("Supervised loss, nats per token", draw)

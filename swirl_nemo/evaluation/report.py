@@ -38,18 +38,19 @@ def write_report(run_dir: Path) -> Path:
             raise ValueError(f"{run_dir} has no {name}: give the folder of a run, such as runs/latest")
     config_text = (run_dir / "config.yaml").read_text()
     config, env = yaml.safe_load(config_text), json.loads((run_dir / "env.json").read_text())
-    records, samples = _lines(run_dir / "metrics.jsonl"), _lines(run_dir / "samples.jsonl")
+    records, samples = _lines(run_dir / "metrics.jsonl"), _by_stage(_lines(run_dir / "samples.jsonl"))
     finished = (run_dir / "summary.json").is_file()
     summary = json.loads((run_dir / "summary.json").read_text()) if finished else _so_far(records)
     page = _template().render(
         name=run_dir.resolve().name,
         finished=finished,
-        split="test" if finished else summary["split"],
+        split=summary.get("split", "test"),
         rows=held_out_rows(summary),
         facts=_facts(summary, env),
         pictures=pictures(records),
         switches=switches(config),
-        samples=_by_stage(samples),
+        samples=samples,
+        opened=([stage for stage in samples if "swirl" in stage] or [None, *samples])[-1],
         config=config_text,
         packages={name: env["versions"][name] for name in _PACKAGES if name in env["versions"]},
     )
@@ -60,17 +61,17 @@ def write_report(run_dir: Path) -> Path:
 
 def held_out_table(summary: dict) -> Table:
     """summary.json's held-out figures for a terminal."""
-    table = Table(title="Held out, test split" if "split" not in summary else f"Held out, {summary['split']} split")
-    for column in ("role", "metric", "warm-up", "continued SFT", "SWIRL", "gain over warm-up"):
+    table = Table(title=f"Held out, {summary.get('split', 'test')} split")
+    for column in ("role", "metric", "warm-up", "continued SFT", "SWIRL", "gain"):
         table.add_column(column, justify="left" if column in ("role", "metric") else "right")
     for row in held_out_rows(summary):
-        table.add_row(*row, end_section=row.metric == "log-prob of gold")
+        table.add_row(*row, end_section=row.metric == "gold log-prob")
     return table
 
 
 def held_out_rows(summary: dict) -> list[Row]:
     """Role by role, metric by metric; a log-prob's gain is the part of its distance from 0 that is gone."""
-    names = {"exact_match": "exact match", "token_f1": "token F1", "gold_logprob": "log-prob of gold"}
+    names = {"exact_match": "exact match", "token_f1": "token F1", "gold_logprob": "gold log-prob"}
     rows = [
         _row(role.upper(), names[metric], summary["held_out"][role][metric], percent=metric != "gold_logprob")
         for role in summary["held_out"]
@@ -136,12 +137,16 @@ def switches(config: dict) -> list[tuple[str, str, str]]:
 def _facts(summary: dict, env: dict) -> list[tuple[str, str]]:
     """What stands under the title."""
     layout = env["layout"]
-    commit = (env["commit"] or "not from a checkout")[:12] + (" + changes" if env["dirty"] else "")
+    commit = env["commit"] and env["commit"][:12] + (" + changes" if env["dirty"] else "")
     facts = [("world", summary.get("world")), ("labels", summary.get("labels_used")), ("seed", env["seed"])]
     if "seconds" in summary:
         facts.append(("time", f"{summary['seconds'] / 60:.1f} min"))
     parts = f"{layout['nodes']}×{layout['devices']} processes, TP {layout['tensor']} × PP {layout['pipeline']}"
-    facts += [("layout", f"{parts}, {layout['backend']}"), ("commit", commit), ("started", env["started"])]
+    facts += [
+        ("layout", f"{parts}, {layout['backend']}"),
+        ("commit", commit),
+        ("started", f"{env['started'][:16].replace('T', ' ')} UTC"),
+    ]
     facts += [("Python", env["python"]), ("platform", env["platform"])]
     return [(name, str(value)) for name, value in facts if value is not None]
 
@@ -151,12 +156,9 @@ def _by_stage(samples: list[dict]) -> dict[str, list[dict]]:
     stages: dict[str, list[dict]] = {}
     for row in samples:
         words, target = row["prediction"].split(), row["target"].split()
-        same = {
-            i + k
-            for i, _, n in difflib.SequenceMatcher(None, words, target, False).get_matching_blocks()
-            for k in range(n)
-        }
-        marked = [(word, i in same) for i, word in enumerate(words)]
+        blocks = difflib.SequenceMatcher(None, words, target, autojunk=False).get_matching_blocks()
+        same = {start + offset for start, _, size in blocks for offset in range(size)}
+        marked = [(word, position in same) for position, word in enumerate(words)]
         stages.setdefault(row["stage"], []).append({**row, "marked": marked})
     return stages
 

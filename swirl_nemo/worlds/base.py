@@ -46,6 +46,9 @@ class World(Protocol):
     def combinations_in(self, action: str) -> set[str]:
         """Which of `combinations` the action makes use of."""
 
+    def check(self, config: WorldConfig) -> None:
+        """Raises ValueError, one line, for settings of its own that the world cannot meet."""
+
     def episode(self, config: WorldConfig, rng: Random) -> Iterator[Step]:
         """One episode under the behaviour policy that `config` describes."""
 

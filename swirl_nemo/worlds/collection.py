@@ -1,7 +1,8 @@
 """`swirl collect`: episodes of a world, divided into the transitions files of a run.
 
-Held-out splits are filled first, so that asking for more training rows leaves them as they are. No episode and no state
-stands in two splits, and rows of a split are shuffled, so that the first N are a fair sample of it.
+Held-out splits are filled first, so that asking for more training rows leaves them as they are. No episode and no
+transition stands in two splits, with `unseen_states` no state either. Rows of a split are shuffled, so that the first N
+are a fair sample of it.
 """
 
 import json
@@ -32,6 +33,7 @@ def collect(cfg: CollectConfig) -> dict[str, int]:
     """
     _check(cfg)
     with closing(load(cfg.world.name)) as world:
+        world.check(cfg.world)
         held_out = _held_out(world, cfg)
         rows = _fill(world, cfg, held_out)
         tokenizer = world.tokenizer()
@@ -44,7 +46,8 @@ def collect(cfg: CollectConfig) -> dict[str, int]:
             _write(out / "unlabelled_actions.jsonl", [{"id": row["id"], "z": row["z"]} for row in split_rows])
     if tokenizer is not None:
         tokenizer.save_pretrained(out / "tokenizer")
-    description = _describe(rows) | {"seed": cfg.seed, "world": cfg.world.name, "held_out": sorted(held_out)}
+    description = {"world": cfg.world.name, "seed": cfg.seed, "held_out_combinations": sorted(held_out)}
+    description |= _describe(rows, cfg.world.unseen_states)
     (out / "collect.json").write_text(json.dumps(description, indent=2) + "\n")
     return description["rows"]
 
@@ -76,7 +79,7 @@ def _held_out(world: World, cfg: CollectConfig) -> set[str]:
 def _fill(world: World, cfg: CollectConfig, held_out: set[str]) -> Rows:
     """Episode after episode into the first split that is not full yet."""
     episodes = _episodes(world, cfg.world, cfg.seed)
-    state_split: dict[str, str] = {}
+    owner: dict = {}  # the split that a state, or a pair of states, belongs to
     rows: Rows = {}
     for split in SPLITS:
         wanted, found = getattr(cfg.world, split), []
@@ -93,7 +96,9 @@ def _fill(world: World, cfg: CollectConfig, held_out: set[str]) -> Rows:
                     split == "test_combinations" and not touches_held_out
                 ):
                     continue
-                if all(state_split.setdefault(row[field], split) == split for field in ("x", "y")):
+                states = (row["x"], row["y"])
+                owned = states if cfg.world.unseen_states else (states,)
+                if all(owner.setdefault(item, split) == split for item in owned):
                     found.append(row)
         if wanted:
             Random(f"{cfg.seed}/{split}").shuffle(found)
@@ -114,7 +119,7 @@ def _episodes(world: World, config: WorldConfig, seed: int) -> Iterator[list[dic
         yield rows
 
 
-def _describe(rows: Rows) -> dict:
+def _describe(rows: Rows, unseen_states: bool) -> dict:
     """Counts, histograms over all rows, and the check that nothing leaked from one split into another."""
     every = [row for split_rows in rows.values() for row in split_rows]
     verbs = Counter(command.split()[0] for row in every for command in row["z"].split(" and "))
@@ -122,8 +127,9 @@ def _describe(rows: Rows) -> dict:
     leaks = {
         "episodes": _shared(rows, lambda row: [row["episode"]]),
         "transitions": _shared(rows, lambda row: [(row["x"], row["z"], row["y"])]),
-        "states": _shared(rows, lambda row: [row["x"], row["y"]]),
     }
+    if unseen_states:
+        leaks["states"] = _shared(rows, lambda row: [row["x"], row["y"]])
     assert not any(leaks.values()), f"splits share {leaks}"
     return {
         "rows": {split: len(split_rows) for split, split_rows in rows.items()},

@@ -17,6 +17,7 @@ class WorldConfig:
     test: int = MISSING
     test_combinations: int = MISSING
     held_out_combinations: int = MISSING  # combinations that no labelled row makes use of
+    unseen_states: bool = MISSING  # no state stands in two splits; otherwise no pair of state and next state does
     episode_steps: int = MISSING
     max_episodes: int = MISSING  # over all splits; too few is an error, not a smaller split
 
@@ -32,6 +33,7 @@ class ScienceWorldConfig(WorldConfig):
     variations: int = MISSING  # of each task, from its first
     simplifications: list[str] = MISSING  # of the simulator, such as openDoors
     gold: float = MISSING  # share of episodes that follow the gold path; the others act at random
+    context_facts: int = MISSING  # of a room, shown beside those that the action names or changes
     max_words: int = MISSING  # steps whose state is longer are left out
 
 

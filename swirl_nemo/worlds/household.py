@@ -38,9 +38,9 @@ DEVICES = OPENINGS | SWITCHES
 
 VALUES: dict[str, tuple[str, ...]] = {
     "you": ROOMS,
-    **{thing: ("hand", *PLACES) for thing in OBJECTS},
-    **{opening: ("open", "shut") for opening in OPENINGS},
-    **{switch: ("on", "off") for switch in SWITCHES},
+    **dict.fromkeys(OBJECTS, ("hand", *PLACES)),
+    **dict.fromkeys(OPENINGS, ("open", "shut")),
+    **dict.fromkeys(SWITCHES, ("on", "off")),
 }
 
 State = dict[str, str]  # subject: value, in the order of VALUES
@@ -173,6 +173,13 @@ class Household:
     def combinations_in(self, action: str) -> set[str]:
         commands = parse_action(action) or []
         return {f"{subject} {value}" for subject, value in commands} & set(self.combinations)
+
+    def check(self, config: HouseholdConfig) -> None:
+        if len(config.changes) != MAX_COMMANDS or min(config.changes) < 0 or not sum(config.changes):
+            raise ValueError(
+                f"world.changes={list(config.changes)}: give {MAX_COMMANDS} weights, none negative, not all zero: "
+                "how often an action has one command, two, three"
+            )
 
     def episode(self, config: HouseholdConfig, rng: Random) -> Iterator[Step]:
         """Facts are drawn before values, so that the many places do not crowd out doors and switches."""

@@ -1,2 +1,204 @@
+"""Transitions of the real ScienceWorld simulator (Wang et al. 2022, "ScienceWorld: Is your agent smarter than a 5th
+grader?"; Python package scienceworld, which runs on Java).
+
+An episode follows a task's gold path or acts at random. The simulator's room descriptions are too long for a small
+model and mostly beside the point, so a transition shows what its action can change: the things that it names or
+changed, and a few others of the room, which the models must leave alone.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from .base import Step
+from .config import ScienceWorldConfig
+
+if TYPE_CHECKING:
+    from scienceworld import ScienceWorldEnv
+
+SEPARATOR = "\n"
+# The simulator walks over sets in the order of their objects' identity hashes; equal hashes leave the order of
+# insertion, without which two runs differ.
+JVM_OPTIONS = "-XX:+UnlockExperimentalVMOptions -XX:hashCode=2"
+SCENERY = ("the agent", "a substance called air")  # seen in every room
+OBSERVING = {"look", "examine", "inventory", "task", "wait", "wait1", "focus", "reset"}  # verbs that change no thing
+FUNCTION_WORDS = {"a", "an", "the", "to", "in", "on", "into", "of", "with", "is", "containing", "inventory"}
+
+
+@dataclass(frozen=True)
+class State:
+    """What the agent can see. `moves` is the simulator's clock: it stands at one state at a time."""
+
+    room: str
+    things: tuple[str, ...]
+    carried: tuple[str, ...]
+    moves: int
+
+
+def parse_state(look: str, inventory: str, moves: int) -> State:
+    """The state that the simulator's answers to "look around" and "inventory" describe, one fact a line of them."""
+    room = re.search(r"called the (.+?)\.", look)
+    assert room, f"not a room's description: {look!r}"
+    things = tuple(fact for fact in _listed(look) if fact not in SCENERY)
+    return State(room[1], things, tuple(f"carried: {thing}" for thing in _listed(inventory)), moves)
+
+
+def _listed(text: str) -> list[str]:
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("\t")]
+
+
+def _text(room: str, facts: list[str]) -> str:
+    return SEPARATOR.join([f"place: {room}", *facts])
+
+
+def trim(before: State, action: str, after: State, context: int, rng: Random) -> Step:
+    """The transition as text, cut down to facts that changed, facts that share a word with the action, and `context`
+    others. After a change of place the things of neither room are told, for nobody could foresee the new ones.
+    """
+    stays = before.room == after.room
+    facts = [*before.things, *before.carried]
+    next_facts = [*(after.things if stays else ()), *after.carried]
+    lost = () if stays else before.things
+    words = _words(action)
+    kept = (set(facts) ^ set(next_facts)) - set(lost) | {fact for fact in facts if words & _words(fact)}
+    others = [fact for fact in facts if fact not in kept]
+    kept |= set(rng.sample(others, min(context, len(others))))
+    x, y = (
+        _text(state.room, [fact for fact in told if fact in kept])
+        for state, told in ((before, facts), (after, next_facts))
+    )
+    return Step(x, action, y)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS
+
+
 class ScienceWorld:
     name = "scienceworld"
+    combinations = ()
+
+    def __init__(self):
+        self._running: ScienceWorldEnv | None = None
+        self._now: State | None = None
+
+    def reset(self, rng: Random) -> State:
+        """The first state of a random task and variation."""
+        env = self._env()
+        task = rng.choice(env.get_task_names())
+        return self.start(task, rng.randrange(env.get_max_variations(task)), [], False, rng.getrandbits(31))
+
+    def start(self, task: str, variation: int, simplifications: list[str], gold: bool, seed: int) -> State:
+        """The first state of a variation of a task. `gold`: also have its gold path worked out, which takes seconds."""
+        env = self._env()
+        # The simulator draws from Scala's global generator, which nothing else seeds.
+        generator = getattr(getattr(env._gateway.jvm.scala.util, "Random$"), "MODULE$")
+        generator.setSeed(seed)
+        env.load(task, variation, ",".join(simplifications), generateGoldPath=gold)
+        generator.setSeed(seed)
+        env.server.reset()
+        return self._observe()
+
+    def legal_actions(self, state: State) -> list[str]:
+        """Sorted; without the verbs that only observe. Some still change nothing, as the simulator lists them."""
+        assert state is self._now, "the simulator stands at another state"
+        listed = {entry["action"] for entry in self._env().get_valid_action_object_combinations_with_templates()}
+        return sorted(action for action in listed if action.split()[0] not in OBSERVING)
+
+    def step(self, state: State, action: str) -> State:
+        assert state is self._now, "the simulator stands at another state"
+        answer, after = self._send(action)
+        if answer.startswith("No known action"):
+            raise ValueError(f"scienceworld: {action!r} is not possible in the {state.room}: see legal_actions")
+        return after
+
+    def render(self, state: State) -> str:
+        return _text(state.room, [*state.things, *state.carried])
+
+    def actions_between(self, x: str, y: str) -> None:
+        """The simulator cannot be asked."""
+        return None
+
+    def combinations_in(self, action: str) -> set[str]:
+        return set()
+
+    def check(self, config: ScienceWorldConfig) -> None:
+        env = self._env()
+        known = {"tasks": env.get_task_names(), "simplifications": ["easy", *env.get_possible_simplifications()]}
+        for key, names in known.items():
+            if unknown := sorted(set(getattr(config, key)) - set(names)):
+                raise ValueError(f"world.{key}: {unknown[0]} is not known: choose from {', '.join(names)}")
+        if not config.tasks or config.variations < 1:
+            raise ValueError("world.tasks, world.variations: there is nothing to play: give a task and a variation")
+
+    def episode(self, config: ScienceWorldConfig, rng: Random) -> Iterator[Step]:
+        env = self._env()
+        task = rng.choice(config.tasks)
+        variation = rng.randrange(min(config.variations, env.get_max_variations(task)))
+        gold = rng.random() < config.gold
+        state = self.start(task, variation, config.simplifications, gold, rng.getrandbits(31))
+        path = env.get_gold_action_sequence() if gold else [None] * config.episode_steps
+        for planned in path[: config.episode_steps]:
+            action = planned or self._random_action(state, rng)
+            _, after = self._send(action)  # gold paths hold actions that fail: they change nothing
+            step = trim(state, action, after, config.context_facts, rng)
+            # A number answers the simulator's question which of several things was meant; it is no action by itself.
+            if not action.isdigit() and max(len(step.x.split()), len(step.y.split())) <= config.max_words:
+                yield step
+            state = after
+
+    def tokenizer(self) -> None:
+        """The pretrained model brings one."""
+        return None
+
+    def close(self) -> None:
+        if self._running is not None:
+            process = self._running._gateway.java_process
+            self._running.close()
+            process.wait(timeout=30)
+            self._running = self._now = None
+
+    def _random_action(self, state: State, rng: Random) -> str:
+        """Verbs are drawn first: most of what can be done is pouring one thing into another."""
+        actions = self.legal_actions(state)
+        verb = rng.choice(sorted({action.split()[0] for action in actions}))
+        return rng.choice([action for action in actions if action.split()[0] == verb])
+
+    def _send(self, action: str) -> tuple[str, State]:
+        """The simulator's answer, and the state after it."""
+        return self._env().server.step(action), self._observe()
+
+    def _observe(self) -> State:
+        env = self._env()
+        self._now = parse_state(env.look(), env.inventory(), env.get_num_moves())
+        return self._now
+
+    def _env(self) -> "ScienceWorldEnv":
+        if self._running is None:
+            self._running = _launch()
+        return self._running
+
+
+def _launch() -> "ScienceWorldEnv":
+    """Starts the simulator. Raises ValueError, one line, where Java or the package is missing."""
+    if shutil.which("java") is None:
+        raise ValueError("world=scienceworld: there is no java on PATH: install Java 17 (Debian: default-jre-headless)")
+    try:
+        from scienceworld import ScienceWorldEnv
+    except ImportError as error:
+        raise ValueError(
+            f"world=scienceworld: the Python package {error.name} is missing: install swirl-nemo[worlds]"
+        ) from error
+    inherited = os.environ.get("JAVA_TOOL_OPTIONS")
+    os.environ["JAVA_TOOL_OPTIONS"] = f"{inherited or ''} {JVM_OPTIONS}".strip()
+    try:
+        return ScienceWorldEnv("", envStepLimit=10**6)
+    finally:
+        if inherited is None:
+            del os.environ["JAVA_TOOL_OPTIONS"]
+        else:
+            os.environ["JAVA_TOOL_OPTIONS"] = inherited

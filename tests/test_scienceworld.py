@@ -1,0 +1,144 @@
+"""ScienceWorld: reading and trimming its descriptions, then the real simulator."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from swirl_nemo import worlds
+from swirl_nemo.settings import compose
+from swirl_nemo.worlds.config import CollectConfig
+from swirl_nemo.worlds.scienceworld import ScienceWorld, State, parse_state, trim
+
+LOOK = """This room is called the kitchen. In it, you see:
+\tthe agent
+\ta substance called air
+\ta cupboard. The cupboard door is closed.
+\ta sink, which is turned off.  In the sink is: nothing.
+\ta stove, which is turned off. On the stove is: nothing.
+You also see:
+\tA door to the hallway (that is open)
+"""
+INVENTORY = "In your inventory, you see:\n\tan orange\n"
+KITCHEN = State(
+    "kitchen",
+    (
+        "a cupboard. The cupboard door is closed.",
+        "a sink, which is turned off. In the sink is: nothing.",
+        "a stove, which is turned off. On the stove is: nothing.",
+        "A door to the hallway (that is open)",
+    ),
+    ("carried: an orange",),
+    moves=3,
+)
+
+
+def configure(out: Path, *overrides: str) -> CollectConfig:
+    counts = ["world.labelled=6", "world.unlabelled=6", "world.validation=2", "world.test=4", "world.episode_steps=6"]
+    tasks = ["world.tasks=[find-non-living-thing,chemistry-mix-paint-secondary-color]"]
+    return compose(["world=scienceworld", f"out={out}", *counts, *tasks, *overrides], "collect", CollectConfig)
+
+
+def test_descriptions_become_one_fact_a_thing():
+    assert parse_state(LOOK, INVENTORY, moves=3) == KITCHEN
+
+
+def test_a_trimmed_transition_keeps_what_changed_and_what_the_action_names():
+    on = "a sink, which is turned on. In the sink is: nothing."
+    after = State("kitchen", (KITCHEN.things[0], on, *KITCHEN.things[2:]), KITCHEN.carried, moves=4)
+    step = trim(KITCHEN, "activate sink", after, context=0, rng=Random(0))
+    assert step.x == f"place: kitchen\n{KITCHEN.things[1]}"
+    assert step.y == f"place: kitchen\n{on}"
+    # Things that the action names stay in sight where they did not change, and in both states.
+    step = trim(KITCHEN, "pour orange into cupboard", after, context=0, rng=Random(0))
+    assert step.x.split("\n") == ["place: kitchen", *KITCHEN.things[:2], "carried: an orange"]
+    assert step.y.split("\n") == ["place: kitchen", KITCHEN.things[0], on, "carried: an orange"]
+
+
+def test_context_adds_facts_that_stay_as_they_were():
+    taken = State("kitchen", KITCHEN.things[1:], (*KITCHEN.carried, "carried: a cupboard"), moves=4)
+    for seed in range(20):
+        step = trim(KITCHEN, "pick up cupboard", taken, context=2, rng=Random(seed))
+        x, y = (set(text.split("\n")) for text in (step.x, step.y))
+        assert x - y == {KITCHEN.things[0]} and y - x == {"carried: a cupboard"}
+        assert len(x) == 1 + 1 + 2
+
+
+def test_after_a_change_of_place_only_what_is_carried_is_told():
+    hall = State("hallway", ("a picture", "A door to the kitchen (that is open)"), KITCHEN.carried, moves=4)
+    step = trim(KITCHEN, "go to hallway", hall, context=9, rng=Random(0))
+    assert step.x.split("\n") == ["place: kitchen", *KITCHEN.things, *KITCHEN.carried]
+    assert step.y == "place: hallway\ncarried: an orange"
+
+
+def test_without_java_or_the_package_there_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ValueError, match=r"^world=scienceworld: there is no java on PATH: install Java 17 .*$"):
+        worlds.collect(configure(tmp_path / "out"))
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setitem(sys.modules, "scienceworld", None)
+    with pytest.raises(ValueError, match=r"^world=scienceworld: the Python package scienceworld is missing: .*$"):
+        worlds.collect(configure(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def simulator():
+    if shutil.which("java") is None:
+        pytest.skip("needs Java: apt-get install default-jre-headless")
+    pytest.importorskip("scienceworld")
+    world = ScienceWorld()
+    yield world
+    process = world._running._gateway.java_process
+    world.close()
+    assert process.poll() is not None, "close must end the simulator"
+
+
+@pytest.mark.slow
+def test_the_simulator_steps_and_refuses(simulator):
+    start = simulator.start("find-non-living-thing", 1, [], gold=False, seed=0)
+    assert start == simulator.start("find-non-living-thing", 1, [], gold=False, seed=0)
+    assert any(action.startswith("open ") for action in simulator.legal_actions(simulator._now))
+    before = simulator._now
+    closed = next(fact for fact in before.things if fact.startswith("A door to ") and "closed" in fact)
+    place = closed.removeprefix("A door to ").split(" (")[0]
+    after = simulator.step(before, f"open door to {place}")
+    assert set(before.things) ^ set(after.things) == {closed, closed.replace("closed", "open")}
+    with pytest.raises(ValueError, match="scienceworld: 'fly to moon' is not possible in the .*"):
+        simulator.step(after, "fly to moon")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gold", [0.0, 1.0])
+def test_an_episode_is_fixed_by_its_generator(simulator, tmp_path, gold):
+    """Twice in one process, with other episodes in between; chemistry-mix is a task whose gold path varied unseeded."""
+    config = configure(tmp_path, f"world.gold={gold}", "world.tasks=[chemistry-mix]", "world.episode_steps=12").world
+    first, other, again = (list(simulator.episode(config, Random(seed))) for seed in (1, 2, 1))
+    assert first == again != other
+    for step in first:
+        assert max(len(step.x.split()), len(step.y.split())) <= config.max_words
+        assert step.x.startswith("place: ") and step.y.startswith("place: ")
+
+
+@pytest.mark.slow
+def test_unknown_tasks_and_simplifications_are_one_line(simulator, tmp_path):
+    for key, value in (("tasks", "fly"), ("simplifications", "magic")):
+        with pytest.raises(ValueError, match=rf"^world\.{key}: {value} is not known: choose from .*$"):
+            simulator.check(configure(tmp_path, f"world.{key}=[{value}]").world)
+
+
+@pytest.mark.slow
+def test_collected_transitions_are_real_and_stand_on_one_side(simulator, tmp_path):
+    """A fresh simulator each time: the same files, every row a change, no transition in two splits."""
+    folders = (tmp_path / "one", tmp_path / "two")
+    for out in folders:
+        assert worlds.collect(configure(out)) == {"test": 4, "validation": 2, "labelled": 6, "unlabelled": 6}
+    files = sorted(path.name for path in folders[0].iterdir())
+    assert all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in files)
+    splits = ("test", "validation", "labelled", "unlabelled")
+    rows = [json.loads(line) for split in splits for line in (folders[0] / f"{split}.jsonl").read_text().splitlines()]
+    assert all(row["x"] != row["y"] for row in rows)
+    assert len({(row["x"], row["y"]) for row in rows}) == len(rows)

@@ -1,0 +1,266 @@
+"""The household world against an enumeration of its own actions and rules written out by hand; what `collect` promises,
+read back from the files that it wrote."""
+
+import json
+from itertools import combinations, islice
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from swirl_nemo import worlds
+from swirl_nemo.settings import compose
+from swirl_nemo.worlds.config import CollectConfig
+from swirl_nemo.worlds.household import MAX_COMMANDS, OBJECTS, SEPARATOR, parse_state
+
+HOUSEHOLD = worlds.load("household")
+START = "you hall . cup table . book shelf . key hand . ball chest . door open . fridge shut . chest open . lamp on"
+
+
+SMALL = [f"world.{split}={rows}" for split, rows in {"labelled": 60, "unlabelled": 300, "validation": 20}.items()]
+SMALL += ["world.test=50", "world.test_combinations=20"]
+
+
+def configure(out: Path, *overrides: str) -> CollectConfig:
+    return compose(["world=household", f"out={out}", *SMALL, *overrides], "collect", CollectConfig)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def states(count: int, seed: int):
+    return (HOUSEHOLD.reset(Random(f"{seed}/{index}")) for index in range(count))
+
+
+@pytest.fixture(scope="module")
+def collected(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("household")
+    worlds.collect(configure(out))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("action", "changes"),
+    [
+        ("go to kitchen", {"you": "kitchen"}),
+        ("take book in hand", {"book": "hand"}),
+        ("put key on bench", {"key": "bench"}),
+        ("put book on bench", {"book": "bench"}),  # straight from the shelf of the same room
+        ("turn lamp off", {"lamp": "off"}),
+        ("push door shut and turn lamp off", {"door": "shut", "lamp": "off"}),
+        ("go to bedroom and put key in chest", {"you": "bedroom", "key": "chest"}),
+        (
+            "go to kitchen and pull fridge open and put key in fridge",
+            {"you": "kitchen", "fridge": "open", "key": "fridge"},
+        ),
+    ],
+)
+def test_an_action_changes_the_facts_that_it_names_and_no_other(action, changes):
+    before = parse_state(START)
+    after = HOUSEHOLD.step(before, action)
+    assert after == {**before, **changes}
+    assert HOUSEHOLD.render(before) == START, "step must leave the given state as it is"
+
+
+@pytest.mark.parametrize(
+    ("state", "action"),
+    [
+        ({}, "take cup in hand"),  # it is in another room
+        ({}, "put book on bed"),  # the bed is
+        ({}, "turn lamp on"),  # it is on
+        ({}, "put book on shelf"),  # it lies there
+        ({}, "pull fridge open"),  # not from the hall
+        ({}, "go to kitchen and take book in hand"),  # left behind
+        ({}, "take book in hand and put book on bench"),  # one subject twice
+        ({}, "go to bedroom and take ball in hand and turn lamp off"),  # the lamp is in the hall
+        ({"door": "shut"}, "go to kitchen"),
+        ({"you": "bedroom"}, "go to kitchen"),  # the hall lies between
+        ({"you": "kitchen"}, "put cup in fridge"),  # shut
+        ({"you": "kitchen"}, "put cup in fridge and pull fridge open"),  # too late
+        ({"you": "bedroom", "chest": "shut"}, "take ball in hand"),  # out of reach in there
+        ({"cup": "hand"}, "take book in hand"),  # two hands
+        ({"cup": "hand"}, "put book on bench"),  # and none to carry it over with
+        ({}, "put lamp on shelf"),
+        ({}, "go to kitchen and"),
+        ({}, ""),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_leads_nowhere(state, action):
+    before = {**parse_state(START), **state}
+    assert action not in HOUSEHOLD.legal_actions(before)
+    with pytest.raises(ValueError, match="household: .* is not possible"):
+        HOUSEHOLD.step(before, action)
+
+
+def test_actions_between_two_states_are_those_that_the_enumeration_finds():
+    """Every legal action of a state, carried out, against the inverse computed from x and y alone."""
+    several = 0
+    for state in states(8, seed=1):
+        x = HOUSEHOLD.render(state)
+        leading: dict[str, set[str]] = {}
+        for action in HOUSEHOLD.legal_actions(state):
+            leading.setdefault(HOUSEHOLD.render(HOUSEHOLD.step(state, action)), set()).add(action)
+        for y, actions in leading.items():
+            found = HOUSEHOLD.actions_between(x, y)
+            assert len(found) == len(set(found)) and set(found) == actions
+        several += sum(len(actions) > 1 for actions in leading.values())
+        far = [y for y in map(HOUSEHOLD.render, states(50, seed=2)) if y not in leading]
+        assert far and all(HOUSEHOLD.actions_between(x, y) == [] for y in far)
+    assert several, "no pair with several actions was met"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "",
+        "cup",
+        START + " .",
+        START.replace("cup table", "cup moon"),
+        START.replace("cup table . ", ""),
+        START.replace("cup table . book shelf", "book shelf . cup table"),
+        START.replace("cup table", "cup  table"),
+        START.replace("lamp on", "lamp on off"),
+    ],
+)
+def test_malformed_states_have_no_action_between_them(broken):
+    after = START.replace("lamp on", "lamp off")
+    assert HOUSEHOLD.actions_between(START, after) == ["turn lamp off"]
+    assert HOUSEHOLD.actions_between(broken, after) == HOUSEHOLD.actions_between(START, broken) == []
+
+
+def test_first_states_obey_the_rules_and_depend_on_the_generator_alone():
+    for state in states(300, seed=3):
+        assert parse_state(HOUSEHOLD.render(state)) == state
+        assert sum(state[thing] == "hand" for thing in OBJECTS) <= 2
+    assert list(states(5, seed=3)) == list(states(5, seed=3)) != list(states(5, seed=4))
+
+
+def test_steps_of_an_episode_follow_each_other_and_are_legal(tmp_path):
+    config = configure(tmp_path).world
+    for episode in range(20):
+        steps = list(HOUSEHOLD.episode(config, Random(episode)))
+        assert len(steps) == config.episode_steps
+        assert all(one.y == other.x for one, other in zip(steps, islice(steps, 1, None), strict=False))
+        for step in steps:
+            assert HOUSEHOLD.render(HOUSEHOLD.step(parse_state(step.x), step.z)) == step.y
+            assert HOUSEHOLD.actions_between(step.x, step.y)[0] == step.z
+
+
+def test_every_change_is_named_in_the_action_and_nothing_else_is(collected):
+    sizes = set()
+    for row in read(collected / "test.jsonl"):
+        facts = zip(row["x"].split(SEPARATOR), row["y"].split(SEPARATOR), strict=True)
+        changed = [new.split() for old, new in facts if old != new]
+        commands = row["z"].split(" and ")
+        sizes.add(len(commands))
+        assert len(changed) == len(commands)
+        for subject, value in changed:
+            naming = [command for command in commands if {subject, value} - {"you"} <= set(command.split())]
+            assert len(naming) == 1, f"{row['z']!r} does not name {subject} {value}"
+    assert sizes == set(range(1, MAX_COMMANDS + 1))
+
+
+def test_tokenizer_reads_back_what_it_writes(collected):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(collected / "tokenizer", local_files_only=True)
+    assert len(tokenizer) < 80
+    for row in read(collected / "test.jsonl"):
+        for text in (row["x"], row["z"], row["y"], ""):
+            tokens = tokenizer.encode(text, add_special_tokens=False)
+            assert tokenizer.unk_token_id not in tokens and len(tokens) <= 40
+            assert tokenizer.decode(tokens) == text
+    rng = Random(0)
+    for _ in range(200):
+        tokens = rng.choices(range(len(tokenizer)), k=rng.randrange(30))
+        assert tokenizer.encode(tokenizer.decode(tokens), add_special_tokens=False) == tokens
+
+
+def test_the_shipped_prompts_and_lengths_fit_the_rows(collected):
+    from swirl_nemo.data.prompts import Prompter, load_tokenizer
+    from swirl_nemo.data.transitions import TransitionFile
+    from swirl_nemo.roles import ROLES
+
+    data = compose(["data=household"]).data
+    prompter = Prompter(load_tokenizer(collected / "tokenizer"), data, seed=0)
+    for transition in TransitionFile(collected / "test.jsonl", limit=None):
+        for name, role in ROLES.items():
+            assert len(prompter.target(role, transition)) <= getattr(data, name).max_length
+            assert prompter._tokenizer.unk_token_id not in prompter.prompt(role, transition)
+
+
+def test_splits_have_their_counts_and_share_no_episode_no_state_and_no_transition(collected):
+    counts = {"test": 50, "validation": 20, "test_combinations": 20, "labelled": 60, "unlabelled": 300}
+    rows = {split: read(collected / f"{split}.jsonl") for split in counts}
+    assert {split: len(split_rows) for split, split_rows in rows.items()} == counts
+    for one, other in combinations(rows.values(), 2):
+        assert {row["episode"] for row in one}.isdisjoint(row["episode"] for row in other)
+        assert {row[f] for row in one for f in ("x", "y")}.isdisjoint(row[f] for row in other for f in ("x", "y"))
+    every = [row for split_rows in rows.values() for row in split_rows]
+    assert all(list(row) == ["id", "x", "z", "y", "world", "episode", "t"] for row in every)
+    assert len({row["id"] for row in every}) == len({(row["x"], row["y"]) for row in every}) == len(every)
+    description = json.loads((collected / "collect.json").read_text())
+    assert description["rows"] == counts and set(description["in_two_splits"].values()) == {0}
+    assert sum(description["words"]["x"].values()) == len(every)
+
+
+def test_actions_of_unlabelled_rows_are_kept_apart(collected):
+    rows, hidden = read(collected / "unlabelled.jsonl"), read(collected / "unlabelled_actions.jsonl")
+    assert all(row["z"] is None for row in rows)
+    assert [row["id"] for row in rows] == [row["id"] for row in hidden]
+    for row, action in zip(rows, hidden, strict=True):
+        assert action["z"] in HOUSEHOLD.actions_between(row["x"], row["y"])
+
+
+def test_held_out_combinations_are_never_labelled_and_always_in_their_test(collected):
+    description = json.loads((collected / "collect.json").read_text())
+    held_out = {tuple(pair.split()) for pair in description["held_out_combinations"]}
+    assert len(held_out) == 4
+
+    def pairs(action: str) -> set[tuple[str, str]]:
+        words = [command.split() for command in action.split(" and ")]
+        return {(command[1], command[3]) for command in words if command[0] == "put"}
+
+    assert not any(pairs(row["z"]) & held_out for row in read(collected / "labelled.jsonl"))
+    assert all(pairs(row["z"]) & held_out for row in read(collected / "test_combinations.jsonl"))
+    met = set().union(*(pairs(row["z"]) for row in read(collected / "unlabelled_actions.jsonl")))
+    assert held_out <= met, "what is never labelled must be there to learn from without labels"
+
+
+def test_the_same_seed_writes_the_same_bytes_and_more_labels_leave_the_held_out_splits(collected, tmp_path):
+    worlds.collect(configure(tmp_path / "again"))
+    worlds.collect(configure(tmp_path / "more", "world.labelled=90"))
+    worlds.collect(configure(tmp_path / "other", "seed=1"))
+    files = sorted(path.relative_to(collected) for path in collected.rglob("*") if path.is_file())
+    assert len(files) > 8
+    for file in files:
+        assert (tmp_path / "again" / file).read_bytes() == (collected / file).read_bytes(), file
+    for split in ("test", "validation", "test_combinations"):
+        assert (tmp_path / "more" / f"{split}.jsonl").read_bytes() == (collected / f"{split}.jsonl").read_bytes()
+        assert (tmp_path / "other" / f"{split}.jsonl").read_bytes() != (collected / f"{split}.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("world.labelled=-1", r"world\.labelled=-1: .*: set it to 0 or more"),
+        ("world.episode_steps=0", r"world\.episode_steps=0: .*: set it to 1 or more"),
+        ("world.held_out_combinations=99", r"world\.held_out_combinations=99: household lists 24 combinations: .*"),
+        ("world.held_out_combinations=0", r"world\.test_combinations=20: no combination is held out: .*"),
+        ("world.max_episodes=3", r"world\.max_episodes=3: they gave \d+ of 50 test rows: raise .*"),
+        ("world.changes=[1,1]", r"world\.changes=\[1.0, 1.0\]: give 3 weights, .*"),
+        ("world.changes=[0,0,0]", r"world\.changes=\[0.0, 0.0, 0.0\]: give 3 weights, .*"),
+        ("world.name=moon", r"world\.name=moon: there is no such world: choose one of household, scienceworld"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_one_line_and_write_nothing(tmp_path, override, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        worlds.collect(configure(tmp_path / "out", override))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistyped_key_or_type_is_refused():
+    for override in ("world.labeled=3", "world.labelled=many", "sead=1", "world=moon"):
+        with pytest.raises(ValueError, match="^[^\n]*$"):
+            compose(["world=household", override], "collect", CollectConfig)

@@ -1,0 +1,123 @@
+"""A ring of three states with three actions, small enough to enumerate, and models of it as whole tables.
+
+Action "=" stays, "+" goes on and "-" goes back, but for a quarter of the time, when the ring moves one further. ROWS holds
+every transition as often as it is likely: one step on ROWS reads the world's own distribution. Axes of tables: X states,
+Z all the texts that the IDM can emit, Y all the texts that the FWM can emit; many are no action or no state.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swirl_nemo.checkpoint.huggingface import import_hf
+from swirl_nemo.checkpoint.random_init import random_llama
+from swirl_nemo.config import SwirlConfig
+from swirl_nemo.data.transition import Transition
+from swirl_nemo.roles import FWM, IDM, Role
+from swirl_nemo.settings import compose
+from swirl_nemo.worlds.word_tokenizer import MARKS, word_tokenizer
+
+STATES, ACTIONS = ("s0", "s1", "s2"), MARKS
+WORDS = (*STATES, *ACTIONS)  # every token that a role may emit but the end token
+IDM_TEXTS = WORDS  # its completions are exactly one token, without the end token
+FWM_TEXTS = ("", *WORDS, *(f"{one} {two}" for one, two in product(WORDS, repeat=2)))  # at most two tokens, then cut
+Y_STATES = [FWM_TEXTS.index(state) for state in STATES]
+TARGET_TOKENS = 2  # a state or an action, and the end token: a reward is the log-prob divided by this
+
+
+def _rows() -> list[Transition]:
+    """P~(z|x) is 2/4 for one action that depends on x, 1/4 for the others; y is as meant with 3/4, else one further."""
+    rows = []
+    for x, z, slip in product(range(3), range(3), range(2)):
+        y = (x + {"=": 0, "+": 1, "-": -1}[ACTIONS[z]] + slip) % 3
+        row = Transition(f"{x}{z}{slip}", STATES[x], ACTIONS[z], STATES[y], "ring", f"{x}", 0)
+        rows += [row] * ((2 if z == x else 1) * (1 if slip else 3))
+    return rows
+
+
+ROWS = _rows()
+
+
+def frequencies() -> Tensor:
+    """P(x, z, y) of ROWS, float64 [X, Z, Y]."""
+    counts = torch.zeros(len(STATES), len(IDM_TEXTS), len(FWM_TEXTS), dtype=torch.float64)
+    for row in ROWS:
+        counts[STATES.index(row.x), IDM_TEXTS.index(row.z), FWM_TEXTS.index(row.y)] += 1
+    return counts / len(ROWS)
+
+
+def configure(work: Path) -> SwirlConfig:
+    """The published preset on this world; makes its tokenizer and a random Llama in `work`."""
+    tokenizer, source, model = work / "tokenizer", work / "llama", work / "model"
+    word_tokenizer(STATES).save_pretrained(tokenizer)
+    shape = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 64, "max_positions": 16, "tied": False}
+    random_llama(source, tokenizer, **shape, seed=1)
+    import_hf(source, model)
+    return compose(
+        [
+            *("phase=published", "data.world=ring", f"data.tokenizer={tokenizer}", f"model.fwm={model}"),
+            *(f"run.root={work / 'runs'}", "run.tensorboard=false", "model.max_length=16"),
+            'data.fwm.templates=["<fwm> {x} <act> {z} <next>"]',
+            'data.idm.templates=["<idm> {x} <next> {y} <act>"]',
+            *("data.fwm.min_length=0", "data.fwm.max_length=2", "data.idm.min_length=1", "data.idm.max_length=1"),
+            *("parallel.micro_batch=4096", "parallel.score_batch=4096"),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Log-probs of FWM and IDM, float64 [X, Z, Y]: as policies of their phase, and as the other phase's reward."""
+
+    fwm_policy: Tensor  # log P(y|x,z)
+    idm_policy: Tensor  # log Q(z|x,y)
+    fwm_reward: Tensor
+    idm_reward: Tensor
+
+
+def tables(session, fwm: str, idm: str) -> Tables:
+    """Every completion teacher-forced through the live actor, for two weight sets by name."""
+    with session.sets.wear(fwm):
+        forward = _policy(session, FWM), _reward(session, IDM)
+    with session.sets.wear(idm):
+        inverse = _policy(session, IDM), _reward(session, FWM)
+    return Tables(forward[0], inverse[0], forward[1], inverse[1])
+
+
+def every_transition() -> list[Transition]:
+    """All of X x Z x Y, in the order of the tables."""
+    return [Transition("any", x, z, y, "ring", "any", 0) for x, z, y in product(STATES, IDM_TEXTS, FWM_TEXTS)]
+
+
+def sequences(session, role: Role):
+    """The role's prompt and completion, as the policy would emit it, of every transition."""
+    from swirl_nemo.data.batch import collate
+
+    prompter, longest = session.prompter, getattr(session.cfg.data, role.name).max_length
+    prompts = [prompter.prompt(role, t) for t in every_transition()]
+    completions = [prompter.target(role, t)[:longest] for t in every_transition()]
+    return collate(prompts, completions, prompter.pad)
+
+
+def _policy(session, role: Role) -> Tensor:
+    from swirl_nemo.actor.batch import plain
+
+    batches = list(plain(sequences(session, role), session.policy_distribution(role), 4096))
+    return _table(session.actor.get_inference_log_probs(batches)[0].sum(1))
+
+
+def _reward(session, role: Role) -> Tensor:
+    """The reward of `role`'s phase, as the log-prob that it is the mean of. The counterpart must be worn."""
+    from swirl_nemo.reward import counterpart_logprobs
+
+    transitions, other = every_transition(), role.counterpart
+    completions = [role.target(t) for t in transitions]
+    lengths = torch.tensor([len(session.prompter.target(other, t)) for t in transitions])
+    return _table(counterpart_logprobs(session, role, transitions, completions) * lengths)
+
+
+def _table(values: Tensor) -> Tensor:
+    return values.double().view(len(STATES), len(IDM_TEXTS), len(FWM_TEXTS))
