@@ -21,13 +21,12 @@ from .roles import FWM, IDM, ROLES, Role
 from .schedule import learning_rate
 from .session import REFERENCE, Session
 
-
 MODELS = {"warmup": "warmup", "phase": "swirl", "continued_sft": "continued_sft"}  # what a kind of stage makes
 
 
 @dataclass(frozen=True)
 class Stage:
-    """kind: pretrain, warmup, phase or continued_sft; roles: those trained in it (both at once when weights are shared)."""
+    """kind: pretrain, warmup, phase or continued_sft; roles: those trained in it, both where weights are shared."""
 
     kind: str
     roles: tuple[Role, ...]
@@ -56,7 +55,8 @@ def stages(cfg: SwirlConfig) -> list[Stage]:
     if cfg.alternation.continued_sft:
         last = cfg.alternation.iterations
         plan += [
-            Stage("continued_sft", roles, last, sum(_optimizer_steps(cfg, role) for role in roles)) for roles in together
+            Stage("continued_sft", roles, last, sum(_optimizer_steps(cfg, role) for role in roles))
+            for roles in together
         ]
     return plan
 
@@ -124,7 +124,7 @@ class Driver:
         self._leave(stage)
 
     def _enter(self, stage: Stage) -> None:
-        """Dress the model for the stage. The phase's reference is its policy at the start; its optimizer starts afresh."""
+        """Dress the model for the stage. A phase starts with a fresh optimizer, its policy as the reference."""
         session = self.session
         if stage.kind == "continued_sft":
             self._return_to_warmup(stage)
@@ -294,7 +294,7 @@ def train(cfg: SwirlConfig) -> dict:
 
 
 def warmup(cfg: SwirlConfig) -> None:
-    """`swirl warmup`: up to the warmed-up models, in checkpoints/warmup of the run; `swirl train` goes on from there."""
+    """`swirl warmup`: up to the warmed-up models, checkpoints/warmup; `swirl train` goes on from there."""
     session = Session(cfg)
     with session.run:
         driver = Driver(session)

@@ -98,6 +98,4 @@ def read(transitions: Path, scores: Path) -> list[Annotated]:
     """What `write` wrote."""
     rows = [Transition(**json.loads(line)) for line in transitions.read_text().splitlines()]
     values = [json.loads(line) for line in scores.read_text().splitlines()]
-    return [
-        Annotated(row, value["idm_logprob"], value["fwm_logprob"]) for row, value in zip(rows, values, strict=True)
-    ]
+    return [Annotated(row, value["idm_logprob"], value["fwm_logprob"]) for row, value in zip(rows, values, strict=True)]

@@ -140,7 +140,7 @@ def _advantages(phase: PhaseConfig, reward: Tensor) -> grpo.Advantages:
 
 
 def update(session: Session, role: Role, phase: PhaseConfig, samples: Samples, mine, step: Step) -> dict[str, float]:
-    """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, the replay and the M-step rows."""
+    """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, replay and M-step rows."""
     reduced: list[dict[str, float]] = []
     for part in range(phase.optimizer_steps):
         groups = torch.arange(len(mine)).tensor_split(phase.optimizer_steps)[part].tolist()

@@ -9,9 +9,7 @@ from .roles import Role
 from .session import Session
 
 
-def counterpart_logprobs(
-    session: Session, role: Role, transitions: list[Transition], completions: list[str]
-) -> Tensor:
+def counterpart_logprobs(session: Session, role: Role, transitions: list[Transition], completions: list[str]) -> Tensor:
     """Mean log-prob per token [B] of the counterpart's target, in the context that each completion makes.
 
     The counterpart's weights must be worn. Phase I (role FWM): mean_t log Q(z_t | x, y^, z_<t); Phase II (role IDM):

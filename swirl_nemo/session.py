@@ -1,4 +1,4 @@
-"""What every verb that runs a model holds: configuration, actor, weight sets, prompts, run folder, this rank's share."""
+"""What every verb that runs a model holds: settings, actor, weight sets, prompts, run folder, this rank's share."""
 
 from collections.abc import Sequence
 from pathlib import Path

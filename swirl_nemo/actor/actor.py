@@ -85,7 +85,9 @@ class SwirlActor(MegatronGPTActorModel):
         """Sequence parallelism off: a single decoded token cannot be divided among ranks."""
         names = ("sequence_parallel", "reduce_scatter_embeddings")
         holders = [self.transformer_config, *(m for stage in self.model for m in stage.modules())]
-        before = [(holder, name, getattr(holder, name)) for holder in holders for name in names if hasattr(holder, name)]
+        before = [
+            (holder, name, getattr(holder, name)) for holder in holders for name in names if hasattr(holder, name)
+        ]
         for holder, name, _ in before:
             setattr(holder, name, False)
         yield
@@ -108,7 +110,7 @@ class SwirlActor(MegatronGPTActorModel):
         return box[0]
 
     def optimizer_step(self, micro_batches: list[MicroBatch], lr: float, clip_grad: float) -> tuple[float, dict]:
-        """One step of Megatron's distributed optimizer. Returns the gradient norm before clipping and the metric sums."""
+        """One step of Megatron's distributed optimizer: the gradient norm before clipping, and the metric sums."""
         prepare_for_training_step(self, zero_grad=False)
         self._optimizer.zero_grad()
         sums = self.get_loss_and_metrics(micro_batches, forward_only=False)
@@ -121,7 +123,7 @@ class SwirlActor(MegatronGPTActorModel):
         return float(grad_norm), sums
 
     def reset_optimizer(self) -> None:
-        """Forget the moments, and take the live weights as the ones to step from: a phase starts as a fresh run does."""
+        """Forget the moments and step from the live weights: a phase starts as a fresh run does."""
         optimizer = self._optimizer.mcore_optimizer
         optimizer.optimizer.state.clear()
         for group in optimizer.param_groups:

@@ -15,8 +15,8 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """`loss` maps log-probs and entropies [b, C], zero where there is no token, to this micro-batch's part of the loss of
-    the whole mini-batch and to sums of metrics; None where only log-probs are wanted.
+    """`loss` maps log-probs and entropies [b, C], zero where there is no token, to this micro-batch's part of the loss
+    of the whole mini-batch and to sums of metrics; None where only log-probs are wanted.
     """
 
     sequences: Sequences

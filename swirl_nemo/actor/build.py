@@ -13,8 +13,8 @@ from ..checkpoint.huggingface import read_model_config
 from ..config import Dtype, SwirlConfig
 from ..stack import on_cpu, prepare
 
-# What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the learning
-# rate, the data and generation, so NeMo's parts for those get the least that they accept.
+# What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the
+# learning rate, the data and generation, so NeMo's parts for those get the least that they accept.
 RUNTIME = {
     "mcore_gpt": True,
     "transformer_engine": False,

@@ -1,7 +1,7 @@
 """Log-probabilities of chosen tokens from a vocabulary-parallel output layer, a chunk of positions at a time.
 
-At most `chunk` rows of full-vocabulary float32 logits exist at once, in the forward pass and again in the backward pass.
-The head runs only at the positions that predict a scored token.
+At most `chunk` rows of full-vocabulary float32 logits exist at once, in the forward pass and again in the backward
+pass. The head runs only at the positions that predict a scored token.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from ..rollout.sampling import Distribution
 class Scored:
     """Which positions of a [B, T] batch predict which tokens under which distribution, N in all.
 
-    rows [N], columns [N]: where the predicting hidden state stands; targets [N]: the predicted token; steps [N]: its index
-    in the completion; support [N, V/8]: packed bits of what truncation kept there, None where it was off.
+    rows [N], columns [N]: where the predicting hidden state stands; targets [N]: the predicted token; steps [N]: its
+    index in the completion; support [N, V/8]: packed bits of what truncation kept there, None where it was off.
     """
 
     distribution: Distribution
@@ -93,8 +93,8 @@ def log_probs(
     """Log-probability of each target, and the entropy, under the role's distribution over hidden @ weight^T.
 
     hidden [N, H], whole on every tensor-parallel rank; weight [V/tp, H], this rank's rows, the first of which is token
-    `first_token`. Returns two float32 [N]; only the first has a gradient. With respect to `hidden` each rank computes its
-    part: pass hidden through Megatron's copy_to_tensor_model_parallel_region (or the gather of sequence parallelism),
-    whose backward adds the parts.
+    `first_token`. Returns two float32 [N]; only the first has a gradient. With respect to `hidden` each rank computes
+    its part: pass hidden through Megatron's copy_to_tensor_model_parallel_region (or the gather of sequence
+    parallelism), whose backward adds the parts.
     """
     return _ChunkedLogProbs.apply(hidden, weight, scored, chunk, first_token, group)

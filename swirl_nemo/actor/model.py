@@ -22,7 +22,7 @@ from .logprobs import Scored, log_probs
 
 
 class Norm:
-    """RMSNorm or LayerNorm of torch, its weights tagged so that Megatron reduces their gradients over sequence shards."""
+    """torch's RMSNorm or LayerNorm, tagged so that Megatron reduces its gradients over sequence shards."""
 
     def __new__(cls, config, hidden_size, eps):
         kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
@@ -42,7 +42,8 @@ class CoreAttention(MegatronModule):
     def forward(self, query, key, value, attention_mask, **_):
         """query [s, B, heads, d], key and value [S, B, groups, d]; attention_mask [B or 1, 1, s, S], true where hidden.
 
-        None stands for the causal mask where s = S, and for no mask where one token is decoded. Returns [s, B, heads*d].
+        None stands for the causal mask where s = S, and for no mask where one token is decoded. Returns [s, B,
+        heads*d].
         """
         query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
         context = F.scaled_dot_product_attention(

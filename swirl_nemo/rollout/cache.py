@@ -16,7 +16,7 @@ class KvCache:
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [s, B, groups, head] behind what is there; returns all keys and values so far. Does not move the offset."""
+        """Put [s, B, groups, head] behind what is there; returns all keys and values so far. The offset stays."""
         if layer not in self._buffers:
             shape = (self.max_sequence_length, *key.shape[1:])
             self._buffers[layer] = (key.new_empty(shape), value.new_empty(shape))

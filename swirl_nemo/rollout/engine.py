@@ -20,8 +20,8 @@ from .sampling import Distribution, pack, sample
 class Rollout:
     """completions: B token lists, each ending with the end token unless it was cut at the maximum length.
 
-    logprobs [B, T]: behaviour log-probs, zero where a row has ended. support: packed bits [B, T, V/8] of what truncation
-    kept, None where truncation is off. Rows are grouped: row p*G + g is sample g of prompt p.
+    logprobs [B, T]: behaviour log-probs, zero where a row has ended. support: packed bits [B, T, V/8] of what
+    truncation kept, None where truncation is off. Rows are grouped: row p*G + g is sample g of prompt p.
     """
 
     completions: list[list[int]]

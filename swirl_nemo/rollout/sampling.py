@@ -1,8 +1,8 @@
 """The distribution a role samples from, and sampling from it. Pure torch: B rows, V tokens of the padded vocabulary.
 
-The policy *is* the distribution sampled from (ALGORITHM.md): temperature and token mask are applied here, and by the same
-object where behaviour, current and reference log-probs are computed. Where truncation is on, the kept support is recorded
-as packed bits and given back.
+The policy *is* the distribution sampled from (ALGORITHM.md): temperature and token mask are applied here, and by the
+same object where behaviour, current and reference log-probs are computed. Where truncation is on, the kept support is
+recorded as packed bits and given back.
 """
 
 from dataclasses import dataclass, replace
@@ -52,7 +52,7 @@ class Distribution:
         return logits
 
     def truncation(self, log_weights: Tensor) -> Tensor | None:
-        """Bool [B, V], the tokens that top-k and top-p keep; None where both are off. The likeliest token always stays."""
+        """Bool [B, V], the tokens that top-k and top-p keep, the likeliest always; None where both are off."""
         if not self.truncates:
             return None
         order = log_weights.sort(dim=-1, descending=True)

@@ -11,7 +11,8 @@ class FusedAdam(torch.optim.Optimizer):
     """Decoupled weight decay (Loshchilov & Hutter 2019). State is made at the first step, as FusedAdam does."""
 
     def __init__(self, params, lr, betas, eps, weight_decay):
-        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -1,7 +1,7 @@
 """The table of patches that let the NeMo stack run on CPUs with gloo. One row a name, with its reason and version.
 
-Nothing here changes what is computed: each row replaces a device, a missing import or a signature. A row whose target is
-gone is an error, because an unpatched name would fail later and elsewhere.
+Nothing here changes what is computed: each row replaces a device, a missing import or a signature. A row whose target
+is gone is an error, because an unpatched name would fail later and elsewhere.
 """
 
 import importlib
@@ -143,12 +143,13 @@ TABLE = (
     Patch("megatron.core.dist_checkpointing.strategies.filesystem_async:_write_item", MCORE,
           "torch changed its signature", _write_item),
     Patch(f"{OVERRIDES}:HAVE_APEX", NEMO, "its strategy refuses to start without Apex", _constant(True)),
-    Patch(f"{OVERRIDES}:McoreDistributedOptimizer", NEMO, "imported only beside Apex", _distributed_optimizer, new=True),
+    Patch(f"{OVERRIDES}:McoreDistributedOptimizer", NEMO, "imported only beside Apex",
+          _distributed_optimizer, new=True),
     Patch(f"{OVERRIDES}:MegatronDistributedFusedAdam", NEMO, "named in isinstance checks", _apex_optimizer, new=True),
     Patch(f"{BUILD}:set_defaults_if_not_set_tensor_model_parallel_attributes", NEMO, "imported from Apex only",
           _defaults, new=True),
     Patch(f"{UTILS}:listify_model", NEMO, "imported from Apex only", _listify, new=True),
-    *(Patch(f"{UTILS}:{name}", NEMO, "Apex's norms, named in an isinstance check", _constant(torch.nn.LayerNorm), new=True)
+    *(Patch(f"{UTILS}:{name}", NEMO, "Apex's norms, in an isinstance check", _constant(torch.nn.LayerNorm), new=True)
       for name in ("FusedLayerNorm", "FastLayerNorm", "MixedFusedRMSNorm")),
     Patch("nemo.collections.nlp.models.nlp_model:get_megatron_pretrained_bert_models", NEMO,
           "its import chain needs Transformer Engine", _constant(list)),
