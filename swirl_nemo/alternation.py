@@ -100,7 +100,7 @@ class Driver:
         """All stages that are left; `until` names the kind of stage after which to stop."""
         while self.state.stage < len(self.plan):
             stage = self.plan[self.state.stage]
-            if until is not None and stage.kind == "phase":
+            if stage.kind == until:
                 return
             self._run_stage(stage)
 

@@ -50,8 +50,10 @@ class Stopwatch:
 
 
 def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
-    """Roll out, score, reinforce; one line of metrics with the names of DESIGN.md."""
+    """Roll out, score, rank, reinforce; one line of metrics with the names of DESIGN.md."""
     phase: PhaseConfig = getattr(session.cfg.phase, role.name)
+    if phase.policy_gradient == 0:
+        return _without_rollout(session, role, phase, step)
     watch = Stopwatch()
     swapped = session.sets.seconds
     with watch("step"):
@@ -68,6 +70,14 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
             trained = update(session, role, phase, samples, mine, step)
     watch.seconds["swap"] = session.sets.seconds - swapped
     return trained | _reward_metrics(session, reward, clamped, ranked) | _costs(session, sequences, watch)
+
+
+def _without_rollout(session: Session, role: Role, phase: PhaseConfig, step: Step) -> dict[str, float]:
+    """The policy gradient switched off: replay and M-step alone need no sample and no score."""
+    watch = Stopwatch()
+    with watch("step"):
+        trained = update(session, role, phase, None, list(session.share(step.transitions)), step)
+    return trained | {"seconds/step": watch.seconds["step"], "memory/peak_gb": peak_memory_gb()}
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout: Rollo
         return counterpart_logprobs(session, role, repeated, texts)
 
     def reference() -> Tensor | None:
-        if phase.kl_beta == 0 or phase.policy_gradient == 0:
+        if phase.kl_beta == 0:
             return None
         scored = plain(sequences, session.policy_distribution(role), batch, rollout.support)
         return session.actor.get_inference_log_probs(list(scored))[0]
@@ -139,12 +149,14 @@ def _advantages(phase: PhaseConfig, reward: Tensor) -> grpo.Advantages:
     )
 
 
-def update(session: Session, role: Role, phase: PhaseConfig, samples: Samples, mine, step: Step) -> dict[str, float]:
+def update(
+    session: Session, role: Role, phase: PhaseConfig, samples: Samples | None, mine: list[Transition], step: Step
+) -> dict[str, float]:
     """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, replay and M-step rows."""
     reduced: list[dict[str, float]] = []
     for part in range(phase.optimizer_steps):
         groups = torch.arange(len(mine)).tensor_split(phase.optimizer_steps)[part].tolist()
-        batches = _policy_batches(session, role, phase, samples, groups)
+        batches = [] if samples is None else _policy_batches(session, role, phase, samples, groups)
         if phase.replay:
             rows = step.replay[part :: phase.optimizer_steps]
             pairs = [(role, t) for t in session.share(rows)]
@@ -159,8 +171,6 @@ def update(session: Session, role: Role, phase: PhaseConfig, samples: Samples, m
 
 def _policy_batches(session, role: Role, phase: PhaseConfig, samples: Samples, groups: list[int]) -> list[MicroBatch]:
     """Live groups' rows, lengths alike in a micro-batch. Collective: every data-parallel rank counts its rows."""
-    if phase.policy_gradient == 0:
-        return []
     sequences, rollout = samples.sequences, samples.rollout
     rows = [g * phase.group + i for g in groups if samples.ranked.live[g] for i in range(phase.group)]
     rows.sort(key=lambda row: int(sequences.lengths[row]))

@@ -5,7 +5,7 @@ from pathlib import Path
 from .settings import compose, load
 
 # A Llama of under a million parameters; its size is the quickstart's own, a real run imports a pretrained model.
-TINY = {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 256, "max_positions": 256, "tied": False}
+TINY = {"hidden": 96, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 256, "max_positions": 256, "tied": False}
 
 
 def run(overrides: list[str]) -> None:

@@ -1,6 +1,7 @@
 """What every verb that runs a model holds: settings, actor, weight sets, prompts, run folder, this rank's share."""
 
 from collections.abc import Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -57,6 +58,7 @@ class Session:
 
     # distributions
 
+    @cache  # noqa: B019 one session lives as long as its process
     def policy_distribution(self, role: Role) -> Distribution:
         """What the role samples from, and is trained as. With a fixed length its end token is not a choice at all."""
         data, sampling = getattr(self.cfg.data, role.name), getattr(self.cfg.phase, role.name).sampling
@@ -67,8 +69,9 @@ class Session:
             allowed, sampling.temperature, self.prompter.end, data.min_length, sampling.top_k, sampling.top_p
         ).to(self.device)
 
-    @property
+    @cached_property
     def model_distribution(self) -> Distribution:
+        """The model's own, over real tokens: for rewards, supervision and held-out log-probs."""
         vocab = self.actor.cfg.vocab_size
         return unrestricted(vocab, self.actor.padded_vocab_size, self.prompter.end).to(self.device)
 

@@ -92,7 +92,7 @@ def train(session, role, start: str, name: str, phase, *, lr: float, steps: int 
     for step in range(steps):
         m = grpo_step(session, role, Step(rows(step), [], lr, (role.name == "fwm", step)))
         if step % 10 == 0:
-            print(name, step, m["reward/mean"], m["group/dead_fraction"], m["grad_norm"], m["seconds/step"], flush=True)
+            print(name, step, m.get("reward/mean"), m.get("group/dead_fraction"), m["grad_norm"], m["seconds/step"], flush=True)
 
 
 def permuted(group_advantages):
@@ -107,13 +107,17 @@ def permuted(group_advantages):
     return deal
 
 
-def warm_up(session, role, steps: int, lr: float):
+def warm_up(session, role):
+    """The role's weight set after the whole warm-up, and "young" after its first steps."""
     from swirl_nemo import supervised
 
+    session.sets.copy(f"sharp {role.name}", role.name)
     session.sets.become(role.name)
     session.actor.reset_optimizer()
-    for _ in range(steps):
-        supervised.step(session, [(role, row) for row in ROWS], lr, 1.0)
+    for step in range(60):
+        if step == 15:
+            session.sets.copy(role.name, f"young {role.name}")
+        supervised.step(session, [(role, row) for row in ROWS], 1e-2, 1.0)
 
 
 def altered(session, start: str, name: str, change):
@@ -128,7 +132,7 @@ def altered(session, start: str, name: str, change):
 
 def sharpen(key: str, parameter: Tensor):
     if parameter.dim() == 2:
-        parameter.mul_(6)
+        parameter.mul_(4)
 
 
 def cut_attention(key: str, parameter: Tensor):
@@ -177,10 +181,11 @@ def main(work: Path) -> None:
     for role in ("fwm", "idm"):
         altered(session, role, f"sharp {role}", sharpen)
     kept["sharp"] = tables(session, "sharp fwm", "sharp idm")
-    altered(session, "idm", "prior", cut_attention)
-    warm_up(session, FWM, 25, 1e-2)
-    warm_up(session, IDM, 12, 1e-2)
-    kept["warm"] = tables(session, "fwm", "idm")
+    altered(session, "sharp idm", "prior", cut_attention)
+    for role in (FWM, IDM):
+        warm_up(session, role)
+    kept["young"] = tables(session, "young fwm", "young idm")
+    kept["grown"] = tables(session, "fwm", "idm")
     kept["prior"] = tables(session, "fwm", "prior")
     print("warm", time.time() - t0)
 
@@ -190,16 +195,16 @@ def main(work: Path) -> None:
     exact = replace(two, divide_by_std=False, kl=Kl.k2, kl_beta=(1 - 1 / GROUP) / TARGET_TOKENS)
 
     lr = float(os.environ.get("LR", "2e-3"))
-    train(session, FWM, "fwm", "fwm I", one, lr=lr)
+    train(session, FWM, "young fwm", "fwm I", one, lr=lr)
     kept["phase I"] = tables(session, "fwm I", "idm")
     print("I", time.time() - t0)
     real = phase_module.grpo.group_advantages
     phase_module.grpo.group_advantages = permuted(real)
-    train(session, FWM, "fwm", "fwm control", one, lr=lr)
+    train(session, FWM, "young fwm", "fwm control", one, lr=lr)
     phase_module.grpo.group_advantages = real
     kept["control"] = tables(session, "fwm control", "idm")
     print("control", time.time() - t0)
-    train(session, IDM, "idm", "idm II", two, lr=lr)
+    train(session, IDM, "young idm", "idm II", two, lr=lr)
     kept["phase II"] = tables(session, "fwm", "idm II")
     print("II", time.time() - t0)
     train(session, IDM, "prior", "idm posterior", exact, lr=float(os.environ.get("LRP", "3e-3")), steps=int(os.environ.get("NP", "100")))
@@ -210,25 +215,25 @@ def main(work: Path) -> None:
         return [a.transition for a in annotation.annotate(session, ROWS, (step,))]
 
     mstep = replace(one, policy_gradient=0.0, mstep=1.0)
-    train(session, FWM, "fwm", "fwm M", mstep, lr=lr, rows=annotated)
+    train(session, FWM, "young fwm", "fwm M", mstep, lr=lr, rows=annotated)
     kept["M-step"] = tables(session, "fwm M", "idm")
     print("M", time.time() - t0)
 
     gradients = {}
-    session.sets.become("fwm")
+    session.sets.become("young fwm")
     plain_one = replace(one, divide_by_std=False)
     gradients["phase I"] = sampled_gradient(session, FWM, plain_one)
     phase_module.grpo.group_advantages = permuted(real)
     gradients["phase I permuted"] = sampled_gradient(session, FWM, plain_one)
     phase_module.grpo.group_advantages = real
-    reward = kept["warm"].idm_reward
+    reward = kept["grown"].idm_reward
     gradients["phase I exact"] = exact_gradient(session, FWM, lambda log_p: phase_one_objective(log_p, reward, BELIEF))
     session.sets.copy("prior", "reference")
-    session.sets.become("idm")
+    session.sets.become("young idm")
     g = 128
     gradients["phase II"] = sampled_gradient(session, IDM, replace(exact, kl_beta=(1 - 1 / g) / TARGET_TOKENS))
     prior = kept["prior"].idm_policy.exp()[:, :, 0]
-    forward = kept["warm"].fwm_reward
+    forward = kept["grown"].fwm_reward
     gradients["phase II exact"] = exact_gradient(
         session, IDM, lambda log_q: (PAIRS * elbo(log_q, forward, prior)).sum()
     )

@@ -64,7 +64,7 @@ def phase_line(iteration: int, role: str, step: int) -> dict:
 
 
 def held_out_line(model: str, iteration: int, split: str = "validation") -> dict:
-    value = 0.4 + 0.1 * iteration
+    value = 0.45 if model == "continued_sft" else 0.4 + 0.1 * iteration
     names = [f"{role}/{metric}" for role in ("fwm", "idm") for metric in ("exact_match", "token_f1", "gold_logprob")]
     return {"eval": True, "iteration": iteration, "model": model, "split": split} | dict.fromkeys(
         [*names, "cycle_consistency"], value
@@ -90,8 +90,8 @@ SAMPLES = [
         "z": "take cup",
         "y": "cup in hand",
         "prompt": "<fwm> cup on table <act> take cup",
-        "prediction": "cup on hand",
-        "target": "cup in hand",
+        "prediction": "the big cup on hand",
+        "target": "the big cup in hand",
         "correct": False,
     }
     for stage in ("warmup, iteration 0", "test, swirl")
@@ -174,6 +174,9 @@ def test_terminal_table_has_the_same_figures():
 
 
 def test_pictures_of_every_kind_with_ids_of_their_own(folder):
+    """Curves need two iterations: the test split, read once, has none. Clip paths of one page do not share a name."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(held_out_line("swirl", 2, "test")) + "\n")
     page = Page(write_report(folder).read_text())
     for title in (
         "Reward, FWM phase",
@@ -192,13 +195,15 @@ def test_pictures_of_every_kind_with_ids_of_their_own(folder):
 
 
 def test_curves_hold_the_values_of_the_lines(folder):
-    """The reward curve's SVG path has a point a step of both iterations; an unknown KL leaves its step out."""
+    """The reward curve's SVG path has a point a step of both iterations; an unknown KL is bridged, not a gap."""
     html = write_report(folder).read_text()
 
     def points(title: str) -> int:
         figure = html[html.index(f"<figcaption>{title}") :]
         axes = figure[figure.index('id="line2d_', figure.index('id="axes_1"')) : figure.index("</figure>")]
-        return max(len(re.findall("[ML] ", path)) for path in re.findall(r'<path d="([^"]*)"', axes))
+        path = max(re.findall(r'<path d="([^"]*)"', axes), key=lambda path: len(re.findall("[ML] ", path)))
+        assert path.count("M") == 1
+        return len(re.findall("[ML] ", path))
 
     assert points("Reward, FWM phase") == 16
     assert points("KL to reference") == 14
@@ -220,7 +225,7 @@ def test_switches_say_what_was_on():
 def test_predictions_are_escaped_and_their_wrong_words_marked(folder):
     html = write_report(folder).read_text()
     assert "&lt;fwm&gt; cup on table &lt;act&gt; take cup" in html and "<fwm>" not in html
-    assert html.count('<span class="off">on</span>') == len(SAMPLES)
+    assert html.count('<span class="off">on</span>') == html.count('class="off"') == len(SAMPLES)
     assert "0 of 1 right" in html
 
 
@@ -231,7 +236,7 @@ def test_an_unfinished_run_reports_what_it_has(folder):
         file.write('{"eval": true, "iter')
     page = Page(write_report(folder).read_text())
     assert "not finished" in page.text and "Held out, validation split" in page.text
-    assert ["FWM", "exact match", "40.0 %", "60.0 %", "60.0 %", "+50.0 %"] in page.rows
+    assert ["FWM", "exact match", "40.0 %", "45.0 %", "60.0 %", "+50.0 %"] in page.rows
 
 
 def test_a_run_that_has_just_begun_reports_its_configuration(folder):

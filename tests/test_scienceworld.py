@@ -38,8 +38,11 @@ KITCHEN = State(
 
 def configure(out: Path, *overrides: str) -> CollectConfig:
     counts = ["world.labelled=6", "world.unlabelled=6", "world.validation=2", "world.test=4", "world.episode_steps=6"]
-    tasks = ["world.tasks=[find-non-living-thing,chemistry-mix-paint-secondary-color]"]
-    return compose(["world=scienceworld", f"out={out}", *counts, *tasks, *overrides], "collect", CollectConfig)
+    return compose(
+        ["world=scienceworld", f"out={out}", "world.tasks=[find-non-living-thing]", *counts, *overrides],
+        "collect",
+        CollectConfig,
+    )
 
 
 def test_descriptions_become_one_fact_a_thing():
@@ -114,8 +117,10 @@ def test_the_simulator_steps_and_refuses(simulator):
 @pytest.mark.slow
 @pytest.mark.parametrize("gold", [0.0, 1.0])
 def test_an_episode_is_fixed_by_its_generator(simulator, tmp_path, gold):
-    """Twice in one process, with other episodes in between; chemistry-mix is a task whose gold path varied unseeded."""
-    config = configure(tmp_path, f"world.gold={gold}", "world.tasks=[chemistry-mix]", "world.episode_steps=12").world
+    """Twice in one process, with other episodes in between; a task whose gold path varied unseeded."""
+    config = configure(
+        tmp_path, f"world.gold={gold}", "world.tasks=[chemistry-mix-paint-secondary-color]", "world.episode_steps=12"
+    ).world
     first, other, again = (list(simulator.episode(config, Random(seed))) for seed in (1, 2, 1))
     assert first == again != other
     for step in first:

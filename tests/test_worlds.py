@@ -110,6 +110,15 @@ def test_actions_between_two_states_are_those_that_the_enumeration_finds():
     assert several, "no pair with several actions was met"
 
 
+def test_of_several_orders_the_one_of_the_facts_comes_first():
+    after = START.replace("door open", "door shut").replace("lamp on", "lamp off")
+    expected = ["push door shut and turn lamp off", "turn lamp off and push door shut"]
+    assert HOUSEHOLD.actions_between(START, after) == expected
+    # The door can only be shut from the hall or the kitchen, so leaving for the bedroom comes last.
+    after = after.replace("you hall", "you bedroom").replace("lamp off", "lamp on")
+    assert HOUSEHOLD.actions_between(START, after) == ["push door shut and go to bedroom"]
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -1,0 +1,129 @@
+"""Every layout's figures, from one Megatron process that imports the stack once and forks each layout's ranks.
+
+Run as a module, this is that process; `computed` starts it and reads what rank 0 of each layout left.
+"""
+
+import functools
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Layout:
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+    sequence: bool = False
+    tied: bool = False  # one model with tied embeddings plays both roles; otherwise two models, untied
+    dtype: str = "fp32"
+
+    @property
+    def processes(self) -> int:
+        return self.tensor * self.pipeline * self.data
+
+    def overrides(self, work: Path) -> list[str]:
+        parallel = {"tensor": self.tensor, "pipeline": self.pipeline, "sequence": str(self.sequence).lower()}
+        model = ["model.weights=shared", f"model.fwm={work / 'tied'}"] if self.tied else []
+        return [*(f"parallel.{key}={value}" for key, value in parallel.items()), f"precision={self.dtype}", *model]
+
+
+LAYOUTS = {
+    "single": Layout(),
+    "TP2": Layout(tensor=2),
+    "TP2 SP": Layout(tensor=2, sequence=True),
+    "PP2": Layout(pipeline=2),
+    "DP2": Layout(data=2),
+    "TP2 PP2": Layout(tensor=2, pipeline=2),
+    "TP2 PP2 SP": Layout(tensor=2, pipeline=2, sequence=True),
+    "tied single": Layout(tied=True),
+    "tied PP2": Layout(pipeline=2, tied=True),
+    "tied TP2 PP2 SP": Layout(tensor=2, pipeline=2, sequence=True, tied=True),
+    "bf16": Layout(dtype="bf16"),
+}
+UNTIED = [name for name, layout in LAYOUTS.items() if not layout.tied and layout.dtype == "fp32"]
+TIED = [name for name, layout in LAYOUTS.items() if layout.tied]
+
+
+@functools.cache
+def computed(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
+    """The working folder, and what `rooms.visit` returned in each layout. Once a session, whichever test asks first."""
+    import torch
+
+    work = tmp_path_factory.mktemp("layouts")
+    run_module("workers.layouts", work)
+    return work, {name: torch.load(work / f"{name}.pt") for name in LAYOUTS}
+
+
+def run_module(module: str, work: Path) -> None:
+    """A module of this folder in a process of its own; its output is shown where it fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, work], cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def import_stack() -> None:
+    """All that a run imports, so that forked processes start at once. Starts no thread and no process group."""
+    import torch
+
+    torch.set_num_threads(1)
+    from swirl_nemo.stack import prepare
+
+    prepare()
+    import nemo_aligner.utils.train_script_utils  # noqa: F401
+
+    import swirl_nemo.actor.actor
+    import swirl_nemo.alternation  # noqa: F401
+
+
+def fork(function, *arguments, processes: int = 1) -> None:
+    """Run `function(*arguments)` in forked processes that look as if torchrun had started them.
+
+    Raises what the first of them raised, or ProcessExitedException with its exit code if that is not 0.
+    """
+    from torch.multiprocessing import start_processes
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    start_processes(_as_rank, (processes, port, function, arguments), nprocs=processes, start_method="fork")
+
+
+def _as_rank(rank: int, processes: int, port: int, function, arguments) -> None:
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    function(*arguments)
+
+
+def _visit(work: Path, name: str) -> None:
+    import torch
+    from workers import rooms, setting
+
+    from swirl_nemo.session import Session
+    from swirl_nemo.settings import load
+
+    layout = LAYOUTS[name]
+    session = Session(load([*setting.overrides(work), *layout.overrides(work), f"run.name={name.replace(' ', '_')}"]))
+    session.load()
+    result = rooms.visit(session, work, name)
+    if session.run.is_main:
+        torch.save(result, work / f"{name}.pt")
+
+
+def main(work: Path) -> None:
+    from workers import setting
+
+    import_stack()
+    fork(setting.make, work)
+    for name, layout in LAYOUTS.items():
+        fork(_visit, work, name, processes=layout.processes)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
