@@ -60,15 +60,18 @@ def collect(
     typer.echo(f"{cfg.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
 
 
-@app.command("import", epilog="Example: swirl import models/smollm2_135m_hf models/smollm2_135m")
+@app.command("import", epilog="Example: swirl import models/smollm2_135m_hf models/smollm2_135m --query-groups 4")
 def import_(
     hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json, safetensors, tokenizer.")],
     out: Annotated[Path, typer.Argument(help="NeMo checkpoint folder to make.")],
+    query_groups: Annotated[
+        int | None, typer.Option(help="Pad the query groups with zero heads, so that a tensor parallel size divides.")
+    ] = None,
 ) -> None:
     """Make a NeMo checkpoint of a Hugging Face Llama-family folder."""
     from .checkpoint.huggingface import import_hf
 
-    import_hf(hf_dir, out)
+    import_hf(hf_dir, out, query_groups)
     typer.echo(str(out))
 
 

@@ -155,7 +155,8 @@ def update(
     """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, replay and M-step rows."""
     reduced: list[dict[str, float]] = []
     for part in range(phase.optimizer_steps):
-        groups = torch.arange(len(mine)).tensor_split(phase.optimizer_steps)[part].tolist()
+        # Every n-th group, as for the replay: ranks' shares are multiples of n, so each layout makes the same parts.
+        groups = list(range(part, len(mine), phase.optimizer_steps))
         batches = [] if samples is None else _policy_batches(session, role, phase, samples, groups)
         if phase.replay:
             rows = step.replay[part :: phase.optimizer_steps]

@@ -92,7 +92,15 @@ def train(session, role, start: str, name: str, phase, *, lr: float, steps: int 
     for step in range(steps):
         m = grpo_step(session, role, Step(rows(step), [], lr, (role.name == "fwm", step)))
         if step % 10 == 0:
-            print(name, step, m.get("reward/mean"), m.get("group/dead_fraction"), m["grad_norm"], m["seconds/step"], flush=True)
+            print(
+                name,
+                step,
+                m.get("reward/mean"),
+                m.get("group/dead_fraction"),
+                m["grad_norm"],
+                m["seconds/step"],
+                flush=True,
+            )
 
 
 def permuted(group_advantages):
@@ -167,6 +175,7 @@ def gradient(session) -> Tensor:
 
 def main(work: Path) -> None:
     import time
+
     t0 = time.time()
     from swirl_nemo import annotation
     from swirl_nemo import phase as phase_module
@@ -207,7 +216,15 @@ def main(work: Path) -> None:
     train(session, IDM, "young idm", "idm II", two, lr=lr)
     kept["phase II"] = tables(session, "fwm", "idm II")
     print("II", time.time() - t0)
-    train(session, IDM, "prior", "idm posterior", exact, lr=float(os.environ.get("LRP", "3e-3")), steps=int(os.environ.get("NP", "100")))
+    train(
+        session,
+        IDM,
+        "prior",
+        "idm posterior",
+        exact,
+        lr=float(os.environ.get("LRP", "3e-3")),
+        steps=int(os.environ.get("NP", "100")),
+    )
     kept["posterior"] = tables(session, "fwm", "idm posterior")
     print("posterior", time.time() - t0)
 

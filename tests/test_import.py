@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from swirl_nemo import stack
 from swirl_nemo.checkpoint.families.llama import LLAMA
 from swirl_nemo.checkpoint.huggingface import import_hf, read_model_config
+from swirl_nemo.checkpoint.mapping import Padding
 from swirl_nemo.checkpoint.random_init import random_llama
 
 VOCAB = 98  # not a multiple of 128: the padding shows
@@ -171,7 +172,8 @@ def test_a_checkpoint_folder_without_model_config_is_named(tmp_path):
 def test_query_groups_are_fused_as_megatron_splits_them():
     """Megatron views fused QKV as [groups, queries a group + 2, head dim, hidden]: each row must say who it is."""
     config = LlamaConfig(num_attention_heads=6, num_key_value_heads=3, hidden_size=12, num_hidden_layers=1)
-    (fused,) = [w for w in LLAMA.weights(config, 128) if w.target.endswith("linear_qkv.weight")]
+    weights = LLAMA.weights(config, Padding(vocab=128, query_groups=3))
+    (fused,) = [weight for weight in weights if weight.target.endswith("linear_qkv.weight")]
     label = {"q": 100, "k": 200, "v": 300}
     rows = [
         (label[name.rsplit(".", 2)[1][0]] + torch.arange(shape[0]) // config.head_dim)[:, None].expand(shape)
@@ -247,17 +249,18 @@ def sharpen(hf: Path) -> None:
 
 @pytest.mark.megatron
 def test_logprobs_are_those_of_transformers(tmp_path, tokenizer):
-    """Untied, tied, and biased: all log-probs of every position within 1e-4, float32, through load_from_nemo."""
+    """Untied, tied, biased, and biased with a zero query group added: all log-probs of every position within 1e-4,
+    float32, through load_from_nemo."""
     for name in ("untied", "tied"):
         random_llama(tmp_path / f"{name}-hf", tokenizer, tied=name == "tied", **TINY)
         sharpen(tmp_path / f"{name}-hf")
     biased_llama(tmp_path / "biased-hf", tokenizer)
     in_megatron(tmp_path)
-    for name, vocab, padded in (("untied", 98, 128), ("tied", 98, 128), ("biased", 128, 128)):
+    for name, vocab, padded in (("untied", 98, 128), ("tied", 98, 128), ("biased", 128, 128), ("biased-4", 128, 128)):
         logits = torch.load(tmp_path / f"{name}.pt")
         assert logits.shape[-1] == padded
         assert (logits[..., vocab:] == 0).all()
-        expected = transformers_logprobs(tmp_path / f"{name}-hf")
+        expected = transformers_logprobs(tmp_path / f"{name.removesuffix('-4')}-hf")
         assert expected.std(dim=1).mean() > 0.1
         torch.testing.assert_close(torch.log_softmax(logits[..., :vocab], -1), expected, atol=1e-4, rtol=0)
 
@@ -314,6 +317,8 @@ def score(nemo: Path, trainer) -> torch.Tensor:
 def main(work: Path) -> None:
     for hf in sorted(work.glob("*-hf")):
         import_hf(hf, work / f"{hf.stem.removesuffix('-hf')}-nemo")
+        if hf.stem == "biased-hf":  # 3 query groups
+            import_hf(hf, work / "biased-4-nemo", query_groups=4)
     from nemo_aligner.utils.train_script_utils import resolve_and_create_trainer
     from omegaconf import OmegaConf
 

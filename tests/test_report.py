@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from swirl_nemo.evaluation.pictures import pictures
 from swirl_nemo.evaluation.report import held_out_rows, held_out_table, switches, write_report
 
 CONFIG = """\
@@ -192,6 +193,12 @@ def test_pictures_of_every_kind_with_ids_of_their_own(folder):
     assert "Held out (test): exact match" not in page.text
     clips = [name for name in page.ids if re.match("p[0-9a-f]{10}$", name)]
     assert len(clips) >= 10 and len(clips) == len(set(clips))
+
+
+def test_a_phase_without_rollouts_has_no_picture_of_rewards():
+    """As with the policy gradient off: the lines hold losses alone."""
+    lines = [{"iteration": 1, "phase": "fwm", "step": n, "loss": 1.0} for n in (1, 2)]
+    assert pictures(lines) == []
 
 
 def test_curves_hold_the_values_of_the_lines(folder):

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PretrainedConfig
 
 from .. import stack
 from .families import FAMILIES
-from .mapping import Family
+from .mapping import Family, Padding
 
 MODEL_CONFIG, TOKENIZER, WEIGHTS = "model_config.yaml", "tokenizer", "model_weights"  # NeMo's names; tokenizer is ours
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -64,10 +64,12 @@ class Tensors:
         return self._file_of[name].get_tensor(name)
 
 
-def import_hf(hf_dir: Path, out: Path) -> None:
+def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
     """Write the model of the Hugging Face folder `hf_dir` as the NeMo checkpoint folder `out`, which must not exist.
 
     The vocabulary is padded once, with zero rows, to a multiple of 128 whatever the tensor parallel size will be.
+    `query_groups` pads the attention's query groups with zero heads up to that number, for a tensor parallel size that
+    divides it and not the model's own: SmolLM2-135M has 3, and runs at TP2 with 4. None leaves them as they are.
     Raises ValueError, in one line, for a folder that cannot be imported; `out` appears whole or not at all.
     """
     if out.exists():
@@ -76,8 +78,14 @@ def import_hf(hf_dir: Path, out: Path) -> None:
         raise ValueError(f"{hf_dir} is not a folder: give a Hugging Face model folder")
     family, config = _read_config(hf_dir)
     _check_tokenizer(hf_dir, config)
-    padded_vocab = -(-config.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    weights = family.weights(config, padded_vocab)
+    padding = Padding(
+        vocab=-(-config.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+        query_groups=config.num_key_value_heads if query_groups is None else query_groups,
+    )
+    own = config.num_key_value_heads
+    if padding.query_groups < own:
+        raise ValueError(f"--query-groups {query_groups}: {hf_dir} has {own}: give at least as many")
+    weights = family.weights(config, padding)
     tensors = Tensors(hf_dir)
     expected = {
         name.format(layer=layer): shape
@@ -95,7 +103,7 @@ def import_hf(hf_dir: Path, out: Path) -> None:
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
-        OmegaConf.save(_model_config(family, config, padded_vocab), partial / MODEL_CONFIG)
+        OmegaConf.save(_model_config(family, config, padding), partial / MODEL_CONFIG)
         _copy_tokenizer(hf_dir, partial / TOKENIZER)
         save_weights(weights, family.stateful, config.num_hidden_layers, tensors.read, partial / WEIGHTS)
         partial.rename(out)
@@ -169,13 +177,13 @@ def _check_tensors(hf_dir: Path, tensors: Tensors, expected: dict[str, tuple[int
             )
 
 
-def _model_config(family: Family, config: PretrainedConfig, padded_vocab: int) -> DictConfig:
+def _model_config(family: Family, config: PretrainedConfig, padding: Padding) -> DictConfig:
     return OmegaConf.create(
         {
             "mcore_gpt": True,
-            **family.model_config(config),
+            **family.model_config(config, padding),
             "vocab_size": config.vocab_size,  # rows that mean a token; logits from here to the padded size do not
-            "override_vocab_size": padded_vocab,
+            "override_vocab_size": padding.vocab,
             "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
             "tokenizer": {"library": "huggingface", "type": TOKENIZER, "use_fast": True},
         }

@@ -64,11 +64,13 @@ HELD_OUT = {
 }
 
 
-def _reward(role: str, records: list[dict]) -> tuple[str, str]:
+def _reward(role: str, records: list[dict]) -> tuple[str, str] | None:
     """Mean reward with one within-group std to both sides: the spread that advantages are made of."""
+    x, mean, std = _series(records, "reward/mean", "reward/group_std")
+    if not x:  # without the policy gradient nothing is rolled out
+        return None
 
     def draw(axes: Axes) -> None:
-        x, mean, std = _series(records, "reward/mean", "reward/group_std")
         axes.plot(x, mean, color=COLOURS[role], label="mean reward")
         low, high = ([m + sign * s for m, s in zip(mean, std, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=COLOURS[role], alpha=0.2, linewidth=0, label="± std within groups")

@@ -122,7 +122,7 @@ def _episodes(world: World, config: WorldConfig, seed: int) -> Iterator[list[dic
 def _describe(rows: Rows, unseen_states: bool) -> dict:
     """Counts, histograms over all rows, and the check that nothing leaked from one split into another."""
     every = [row for split_rows in rows.values() for row in split_rows]
-    verbs = Counter(command.split()[0] for row in every for command in row["z"].split(" and "))
+    verbs = Counter(row["z"].split()[0] for row in every)
     words = {field: Counter(len(row[field].split()) for row in every) for field in ("x", "z", "y")}
     leaks = {
         "episodes": _shared(rows, lambda row: [row["episode"]]),
@@ -133,7 +133,7 @@ def _describe(rows: Rows, unseen_states: bool) -> dict:
     assert not any(leaks.values()), f"splits share {leaks}"
     return {
         "rows": {split: len(split_rows) for split, split_rows in rows.items()},
-        "verbs": dict(sorted(verbs.items())),
+        "first_verb": dict(sorted(verbs.items())),
         "words": {field: dict(sorted(histogram.items())) for field, histogram in words.items()},
         "in_two_splits": leaks,
     }

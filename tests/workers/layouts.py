@@ -97,7 +97,9 @@ def fork(function, *arguments, processes: int = 1) -> None:
 
 def _as_rank(rank: int, processes: int, port: int, function, arguments) -> None:
     world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    os.environ.update({name: str(value) for name, value in world.items()}, MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    os.environ.update(
+        {name: str(value) for name, value in world.items()}, MASTER_ADDR="localhost", MASTER_PORT=str(port)
+    )
     function(*arguments)
 
 

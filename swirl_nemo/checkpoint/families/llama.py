@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from ..mapping import LAYERS, Family, Weight, by_query_group, pad_rows, same, stack
+from ..mapping import LAYERS, Family, Padding, Weight, by_query_group, pad_input_groups, pad_rows, same, stack
 
 
 def check(config: LlamaConfig) -> None:
@@ -17,13 +17,14 @@ def check(config: LlamaConfig) -> None:
         raise ValueError("attention_bias and mlp_bias differ: Megatron has a bias in all linear layers or in none")
 
 
-def model_config(config: LlamaConfig) -> dict[str, Any]:
+def model_config(config: LlamaConfig, padding: Padding) -> dict[str, Any]:
+    heads_per_group = config.num_attention_heads // config.num_key_value_heads
     return {
         "num_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
         "ffn_hidden_size": config.intermediate_size,
-        "num_attention_heads": config.num_attention_heads,
-        "num_query_groups": config.num_key_value_heads,
+        "num_attention_heads": heads_per_group * padding.query_groups,
+        "num_query_groups": padding.query_groups,
         "kv_channels": config.head_dim,
         "max_position_embeddings": config.max_position_embeddings,
         "encoder_seq_length": config.max_position_embeddings,
@@ -43,20 +44,21 @@ def model_config(config: LlamaConfig) -> dict[str, Any]:
     }
 
 
-def weights(config: LlamaConfig, padded_vocab: int) -> list[Weight]:
+def weights(config: LlamaConfig, padding: Padding) -> list[Weight]:
     hidden, ffn, vocabulary = config.hidden_size, config.intermediate_size, (config.vocab_size, config.hidden_size)
     queries = config.num_attention_heads * config.head_dim
     keys = config.num_key_value_heads * config.head_dim
     qkv = {"self_attn.q_proj": queries, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
+    groups = (config.num_key_value_heads, padding.query_groups)
     linear = (  # target, outputs of each source, inputs, join
-        ("self_attention.linear_qkv", qkv, hidden, by_query_group(config.num_key_value_heads)),
-        ("self_attention.linear_proj", {"self_attn.o_proj": hidden}, queries, same),
+        ("self_attention.linear_qkv", qkv, hidden, by_query_group(*groups)),
+        ("self_attention.linear_proj", {"self_attn.o_proj": hidden}, queries, pad_input_groups(*groups)),
         ("mlp.linear_fc1", {"mlp.gate_proj": ffn, "mlp.up_proj": ffn}, hidden, stack),
         ("mlp.linear_fc2", {"mlp.down_proj": hidden}, ffn, same),
     )
     layer = "model.layers.{layer}."
     table = [
-        Weight("embedding.word_embeddings.weight", {"model.embed_tokens.weight": vocabulary}, pad_rows(padded_vocab)),
+        Weight("embedding.word_embeddings.weight", {"model.embed_tokens.weight": vocabulary}, pad_rows(padding.vocab)),
         Weight("decoder.final_layernorm.weight", {"model.norm.weight": (hidden,)}, same),
         # Transformer Engine fuses a norm into the linear layer after it, and the checkpoint's keys follow that.
         Weight(
@@ -71,9 +73,9 @@ def weights(config: LlamaConfig, padded_vocab: int) -> list[Weight]:
         table.append(Weight(f"{LAYERS}{target}.weight", shapes, join))
         if config.attention_bias:
             shapes = {f"{layer}{name}.bias": (rows,) for name, rows in outputs.items()}
-            table.append(Weight(f"{LAYERS}{target}.bias", shapes, join))
+            table.append(Weight(f"{LAYERS}{target}.bias", shapes, same if len(shapes) == 1 else join))
     if not config.tie_word_embeddings:
-        table.append(Weight("output_layer.weight", {"lm_head.weight": vocabulary}, pad_rows(padded_vocab)))
+        table.append(Weight("output_layer.weight", {"lm_head.weight": vocabulary}, pad_rows(padding.vocab)))
     return table
 
 

@@ -1,0 +1,179 @@
+"""Whole runs, stopped runs, and runs that go on: `swirl train` in forked processes, for test_resume.py and test_loop.py.
+
+Run as a module, this is the process that forks them; `runs` starts it. A run is stopped by a real signal that it sends
+to itself right after a step's line of metrics, in the middle of what the driver does for that step.
+
+    work/runs/whole      never stopped, a process of its own: python -m swirl_nemo train
+    work/runs/stopped    stopped in every kind of stage, and killed once; begun as `swirl warmup`
+    work/runs/moved      the same up to Phase II, then on TP2, then on DP2
+    work/runs/forgetful  the same up to Phase II, then on without the optimizer's state
+    work/runs/shared     one weight set for both roles, never stopped; shared_stopped: stopped in each phase
+"""
+
+import contextlib
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from workers.layouts import fork, import_stack, run_module
+
+STEPS = {"pretrain": 4, "warmup": 5, "idm": 5, "fwm": 4, "continued_sft": 10}
+SETTINGS = (
+    "pretrain.steps=4",
+    "pretrain.batch=6",
+    "pretrain.lr_warmup=2",
+    "warmup.steps=5",
+    "warmup.batch=6",
+    "warmup.lr_warmup=2",
+    "annotate.greedy=false",
+    "annotate.pool=18",
+    "annotate.plausibility_floor=null",
+    "alternation.iterations=1",
+    "phase.idm.steps=5",
+    "phase.idm.prompts=4",
+    "phase.idm.group=4",
+    "phase.idm.optimizer_steps=2",
+    "phase.idm.lr_warmup=2",
+    "phase.idm.schedule=cosine",
+    "phase.idm.replay_batch=4",
+    "phase.fwm.steps=4",
+    "phase.fwm.prompts=4",
+    "phase.fwm.group=4",
+    "phase.fwm.dead_std=0.05",
+    "phase.fwm.lr_warmup=2",
+    "phase.fwm.replay_batch=4",
+    "run.save_every=3",
+    "eval.batch=4",
+    "eval.samples=2",
+)
+# A warm-up of both roles together takes pairs of rows, and the baseline has the steps of both phases.
+SHARED = ("model.weights=shared", "pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=3", "phase.fwm.steps=3")
+
+
+@dataclass(frozen=True)
+class Stop:
+    """After which step of which stage the last rank gets which signal; `role` where the stage's lines name one."""
+
+    phase: str
+    role: str | None
+    step: int
+    signal: int = signal.SIGTERM
+
+
+@functools.cache
+def runs(tmp_path_factory) -> Path:
+    """The folder of the runs above. Once a session, whichever test asks first."""
+    work = tmp_path_factory.mktemp("runs")
+    run_module("workers.runs", work)
+    return work / "runs"
+
+
+def settings(work: Path, name: str, *extra: str) -> list[str]:
+    from workers import setting
+
+    return [*setting.overrides(work), *SETTINGS, f"run.name={name}", *extra]
+
+
+def launch(work: Path, name: str, *extra: str, verb: str = "train", processes: int = 1, stop: Stop | None = None):
+    """`swirl VERB` as forked processes. Whoever is asked to stop must exit 0; whoever is killed cannot."""
+    killed = stop is not None and stop.signal == signal.SIGKILL
+    arguments = [verb, *settings(work, name, *extra)]
+    if killed:
+        from torch.multiprocessing import ProcessExitedException
+
+        with contextlib.suppress(ProcessExitedException):
+            fork(_launch, arguments, stop, processes=processes)
+    else:
+        fork(_launch, arguments, stop, processes=processes)
+    if stop is not None:
+        folder = work / "runs" / name
+        record = asdict(stop) | {"lines": len((folder / "metrics.jsonl").read_text().splitlines())}
+        record["finished"] = (folder / "summary.json").exists()
+        with (folder / "stops.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def _launch(arguments: list[str], stop: Stop | None) -> None:
+    from swirl_nemo import cli
+    from swirl_nemo.runs import Run
+
+    log = Run.log
+
+    def log_and_stop(self, record):
+        log(self, record)
+        place = (record.get("phase"), record.get("role"), record.get("step"))
+        if stop is not None and place == (stop.phase, stop.role, stop.step) and _is_last_rank():
+            os.kill(os.getpid(), stop.signal)
+
+    Run.log = log_and_stop
+    cli.main(arguments)
+
+
+def _is_last_rank() -> bool:
+    return int(os.environ["RANK"]) + 1 == int(os.environ["WORLD_SIZE"])
+
+
+def _random_stop(phase: str, role: str | None = None) -> Stop:
+    return Stop(phase, role, random.randint(1, STEPS[phase]))
+
+
+def _stopped(work: Path) -> None:
+    """Every kind of stage, at a random step; Phase II at its last step once more, and a crash in the baseline."""
+    runs_folder = work / "runs"
+    launch(work, "stopped", stop=_random_stop("pretrain", "fwm"))
+    launch(work, "stopped", verb="warmup", stop=_random_stop("warmup", random.choice(["fwm", "idm"])))
+    launch(work, "stopped", verb="warmup")
+    in_phase = Stop("idm", None, random.randint(2, STEPS["idm"] - 1))
+    launch(work, "stopped", stop=in_phase)
+    for name in ("moved", "forgetful"):
+        shutil.copytree(runs_folder / "stopped", runs_folder / name, symlinks=True)
+    launch(work, "stopped", stop=Stop("idm", None, STEPS["idm"]))
+    launch(work, "stopped", stop=_random_stop("fwm"))
+    launch(work, "stopped", stop=_random_stop("continued_sft", "fwm"))
+    launch(work, "stopped", stop=Stop("continued_sft", "idm", 5, signal.SIGKILL))
+    launch(work, "stopped")
+
+
+def _moved(work: Path) -> None:
+    tensor = ("parallel.tensor=2", "parallel.sequence=true")
+    launch(work, "moved", *tensor, processes=2, stop=_random_stop("fwm"))
+    launch(work, "moved", processes=2)
+
+
+def _forgetful(work: Path) -> None:
+    state = work / "runs" / "forgetful" / "checkpoints" / "latest" / "state.json"
+    saved = json.loads(state.read_text())
+    assert saved["optimizer"] is True
+    state.write_text(json.dumps(saved | {"optimizer": False}))
+    launch(work, "forgetful", stop=Stop("idm", None, STEPS["idm"]))
+
+
+def _shared(work: Path) -> None:
+    launch(work, "shared", *SHARED)
+    for phase in ("idm", "fwm"):
+        launch(work, "shared_stopped", *SHARED, stop=Stop(phase, None, random.randint(1, 3)))
+    launch(work, "shared_stopped", *SHARED)
+
+
+def main(work: Path) -> None:
+    from workers import setting
+
+    import_stack()
+    fork(setting.make, work)
+    whole = subprocess.Popen([sys.executable, "-m", "swirl_nemo", "train", *settings(work, "whole")])
+    _stopped(work)
+    _moved(work)
+    _forgetful(work)
+    _shared(work)
+    assert whole.wait() == 0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
