@@ -36,11 +36,12 @@ class Stage:
 
 @dataclass
 class State:
-    """Counters of a run. `step` counts within the stage, `optimizer_step` over the run."""
+    """Counters of a run. `step` counts within the stage; `optimizer_step` and `tokens` trained on over the run."""
 
     stage: int = 0
     step: int = 0
     optimizer_step: int = 0
+    tokens: int = 0
 
 
 def stages(cfg: SwirlConfig) -> list[Stage]:
@@ -113,6 +114,7 @@ class Driver:
             record = one_step(self.state.step)
             self.state.step += 1
             self.state.optimizer_step += record.pop("optimizer_steps")
+            self.state.tokens += record.pop("tokens")
             counters = {"step": self.state.step, "optimizer_step": self.state.optimizer_step}
             self.session.run.log({"iteration": stage.iteration, **record, **counters})
             if self.interrupt.requested(self.session.device):
@@ -145,7 +147,7 @@ class Driver:
             self._evaluate(model, stage.iteration)
             if after is None or after.kind != stage.kind:
                 self.save(model)
-        self.state = State(self.state.stage + 1, 0, self.state.optimizer_step)
+        self.state.stage, self.state.step = self.state.stage + 1, 0
         self.save()
 
     def _after(self) -> Stage | None:
@@ -272,6 +274,7 @@ class Driver:
             "world": self.cfg.data.world,
             "seed": self.cfg.run.seed,
             "optimizer_steps": self.state.optimizer_step,
+            "tokens": self.state.tokens,
         }
         session.run.finish(summary)
         return summary

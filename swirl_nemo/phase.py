@@ -165,9 +165,10 @@ def update(
         if phase.mstep:
             batches += supervised.micro_batches(session, [(role, mine[g]) for g in groups], phase.mstep)
         reduced.append(_optimizer_step(session, phase, batches, step.lr))
+    tokens = sum(int(part.pop("tokens")) for part in reduced)
     first, last = reduced[0], reduced[-1]
     # Drift is rounding only before the first step of the batch; ratio and clipping are of interest after the last.
-    return last | {name: value for name, value in first.items() if name.startswith("drift")}
+    return last | {name: value for name, value in first.items() if name.startswith("drift")} | {"tokens": tokens}
 
 
 def _policy_batches(session, role: Role, phase: PhaseConfig, samples: Samples, groups: list[int]) -> list[MicroBatch]:
@@ -218,7 +219,7 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
     """Sums of all ranks as means. A step for which no rank has a live group or a supervised row is skipped."""
     anyone = session.add_up(torch.tensor([float(len(batches))], device=session.device))
     if anyone.item() == 0:
-        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "skipped": 1}
+        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "tokens": 0}
     if not batches:
         batches = [_nothing(session)]
     grad_norm, sums = session.actor.optimizer_step(batches, lr, phase.clip_grad)
@@ -229,7 +230,9 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
     values = dict(zip(names, added, strict=True))
     loss = values.pop("loss").item()
     drift = session.add_up(sums.get("drift/max", zero).reshape(1).clone(), maximum=True).item()
-    return grpo.token_means(values) | {"drift/max": drift, "loss": loss, "grad_norm": grad_norm, "lr": lr}
+    tokens = supervised.trained_tokens(session, batches)
+    means = grpo.token_means(values)
+    return means | {"drift/max": drift, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
 
 
 def _nothing(session: Session) -> MicroBatch:

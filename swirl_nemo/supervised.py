@@ -48,8 +48,14 @@ def step(session: Session, pairs: Pairs, lr: float, clip_grad: float) -> dict[st
     assert batches, "fewer supervised rows than data-parallel ranks"
     grad_norm, sums = session.actor.optimizer_step(batches, lr, clip_grad)
     session.sets.trained()
-    loss = session.add_up(sums["loss"].clone().reshape(1))
-    return {"loss": loss.item(), "grad_norm": grad_norm, "lr": lr}
+    loss = session.add_up(sums["loss"].clone())
+    return {"loss": loss.item(), "grad_norm": grad_norm, "lr": lr, "tokens": trained_tokens(session, batches)}
+
+
+def trained_tokens(session: Session, batches: list[MicroBatch]) -> int:
+    """Tokens of all ranks' micro-batches, prompts and completions."""
+    mine = sum(int(batch.sequences.lengths.sum()) for batch in batches)
+    return int(session.add_up(torch.tensor(mine, device=session.device)).item())
 
 
 def without_actions(transitions: Iterable[Transition]) -> Pairs:

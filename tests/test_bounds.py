@@ -123,7 +123,7 @@ def warm_up(session, role):
     session.sets.become(role.name)
     session.actor.reset_optimizer()
     for step in range(60):
-        if step == 15:
+        if step == {"fwm":15,"idm":25}[role.name]:
             session.sets.copy(role.name, f"young {role.name}")
         supervised.step(session, [(role, row) for row in ROWS], 1e-2, 1.0)
 
@@ -198,9 +198,7 @@ def main(work: Path) -> None:
     kept["prior"] = tables(session, "fwm", "prior")
     print("warm", time.time() - t0)
 
-    untruncated = {"kl_beta": 0.0, "group": GROUP}
-    one = replace(cfg.phase.fwm, sampling=replace(cfg.phase.fwm.sampling, top_k=0, top_p=1.0), **untruncated)
-    two = replace(cfg.phase.idm, sampling=replace(cfg.phase.idm.sampling, top_k=0, top_p=1.0), **untruncated)
+    one, two = replace(cfg.phase.fwm, group=GROUP), replace(cfg.phase.idm, group=GROUP)
     exact = replace(two, divide_by_std=False, kl=Kl.k2, kl_beta=(1 - 1 / GROUP) / TARGET_TOKENS)
 
     lr = float(os.environ.get("LR", "2e-3"))

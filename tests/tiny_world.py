@@ -63,6 +63,8 @@ def configure(work: Path) -> SwirlConfig:
             'data.fwm.templates=["<fwm> {x} <act> {z} <next>"]',
             'data.idm.templates=["<idm> {x} <next> {y} <act>"]',
             *("data.fwm.min_length=0", "data.fwm.max_length=2", "data.idm.min_length=1", "data.idm.max_length=1"),
+            *("phase.fwm.sampling.top_k=0", "phase.fwm.sampling.top_p=1.0", "phase.fwm.kl_beta=0.0"),
+            *("phase.idm.sampling.top_k=0", "phase.idm.sampling.top_p=1.0", "phase.idm.kl_beta=0.0"),
             *("parallel.micro_batch=4096", "parallel.score_batch=4096"),
         ]
     )

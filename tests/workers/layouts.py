@@ -70,9 +70,6 @@ def run_module(module: str, work: Path) -> None:
 
 def import_stack() -> None:
     """All that a run imports, so that forked processes start at once. Starts no thread and no process group."""
-    import torch
-
-    torch.set_num_threads(1)
     from swirl_nemo.stack import prepare
 
     prepare()
