@@ -227,7 +227,7 @@ class Driver:
             size = self.cfg.annotate.pool or len(self.unlabelled)
             pool = Order(len(self.unlabelled), self._seed(stage, 3)).indices(0, min(size, len(self.unlabelled)))
             annotated = annotation.annotate(self.session, [self.unlabelled[i] for i in pool], (self._seed(stage, 4),))
-            if self.session.run.is_main:
+            if self.session.is_main:
                 annotation.write(annotated, *files)
         else:
             annotated = annotation.read(*files)
@@ -289,7 +289,7 @@ class Driver:
 def train(cfg: SwirlConfig) -> dict:
     """`swirl train`: all stages, then the test split; writes summary.json and report.html. Returns the summary."""
     session = Session(cfg)
-    with session.run:
+    with session.open_run():
         driver = Driver(session)
         driver.start()
         driver.run()
@@ -299,7 +299,7 @@ def train(cfg: SwirlConfig) -> dict:
 def warmup(cfg: SwirlConfig) -> None:
     """`swirl warmup`: up to the warmed-up models, checkpoints/warmup; `swirl train` goes on from there."""
     session = Session(cfg)
-    with session.run:
+    with session.open_run():
         driver = Driver(session)
         driver.start()
         driver.run(until="phase")
@@ -312,7 +312,8 @@ def annotate(cfg: SwirlConfig) -> Path:
     rows = TransitionFile(cfg.data.unlabelled, cfg.annotate.pool or None)
     annotated = annotation.annotate(session, list(rows), (cfg.run.seed,))
     path = session.run.folder / "annotations.jsonl"
-    if session.run.is_main:
+    if session.is_main:
+        session.run.folder.mkdir(parents=True, exist_ok=True)
         annotation.write(annotated, path, session.run.folder / "annotation_scores.jsonl")
     return path
 

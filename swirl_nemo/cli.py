@@ -4,6 +4,7 @@ A room is imported when its verb runs and after the settings are read: the NeMo 
 mistake should show at once.
 """
 
+import json
 import os
 import sys
 import traceback
@@ -90,7 +91,7 @@ def annotate(overrides: Overrides = ()) -> None:
     cfg = load(list(overrides))
     from . import alternation
 
-    alternation.annotate(cfg)
+    _say(str(alternation.annotate(cfg)))
 
 
 @app.command(epilog="Example: torchrun --nproc-per-node 2 -m swirl_nemo train experiment=quickstart parallel=tp2")
@@ -108,7 +109,7 @@ def evaluate(overrides: Overrides = ()) -> None:
     cfg = load(list(overrides))
     from . import alternation
 
-    alternation.evaluate(cfg)
+    _say(json.dumps(alternation.evaluate(cfg), indent=2))
 
 
 @app.command(epilog="Example: swirl report runs/latest")
@@ -143,6 +144,12 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("SWIRL_DEBUG") == "1" or not _raised_here(error):
             raise
         _fail(str(error))
+
+
+def _say(text: str) -> None:
+    """Once, not once a process."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
 
 
 def _raised_here(error: ValueError) -> bool:

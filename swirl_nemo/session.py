@@ -36,7 +36,13 @@ class Session:
         self.device = torch.cuda.current_device()
         self.sets = WeightSets(self.actor, policy=self.set_of(ROLES["fwm"]))
         self.prompter = Prompter(load_tokenizer(cfg.data.tokenizer), cfg.data, cfg.run.seed)
-        self.run = Run.open(cfg, is_main=dist.get_rank() == 0)
+        self.is_main = dist.get_rank() == 0
+        self.run = Run(Path(cfg.run.root, cfg.run.name), cfg, is_main=self.is_main)
+
+    def open_run(self) -> Run:
+        """Make the run's folder, or open it again. Verbs that train do; `eval` and `annotate` leave a run as it is."""
+        self.run = Run.open(self.cfg, is_main=self.is_main)
+        return self.run
 
     def load(self) -> None:
         """Weight sets from cfg.model.fwm and, when separate, cfg.model.idm."""
