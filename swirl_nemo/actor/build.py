@@ -1,5 +1,6 @@
 """From a NeMo checkpoint's model_config.yaml and a run's configuration to a live actor on this process's device."""
 
+import logging
 import os
 import warnings
 from datetime import timedelta
@@ -92,20 +93,27 @@ def init_process_group(cfg: SwirlConfig) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
+def quiet() -> None:
+    """The run's own lines are what a log should hold: NeMo and Lightning speak up for errors only."""
+    from nemo.utils import logging as nemo_logging
+
+    nemo_logging.set_verbosity(nemo_logging.ERROR)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
 def build_actor(cfg: SwirlConfig, checkpoint: Path):
     """A SwirlActor with the architecture of `checkpoint`, wrapped by Megatron's DDP and distributed optimizer.
 
-    Its weights are whatever initialisation gave: load a checkpoint into it (checkpoint.weights.load).
+    Its weights are whatever initialisation gave: load a checkpoint into it (checkpoint.run_state.load_weights).
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     prepare()
+    quiet()
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
-    from nemo.utils import logging
     from nemo_aligner.utils import train_script_utils as aligner
 
     from .actor import SwirlActor
 
-    logging.set_verbosity(logging.ERROR)
     if not dist.is_initialized():
         init_process_group(cfg)
     model = model_config(cfg, checkpoint)
@@ -116,6 +124,7 @@ def build_actor(cfg: SwirlConfig, checkpoint: Path):
         "precision": precision(cfg),
         "logger": False,
         "enable_checkpointing": False,
+        "enable_model_summary": False,
         "use_distributed_sampler": False,
         "max_epochs": 1,
         "gradient_clip_val": cfg.optimizer.clip_grad,

@@ -1,6 +1,7 @@
 """What the NeMo stack needs to run without a GPU. On a GPU none of this is imported but `prepare`."""
 
 import os
+import warnings
 
 import torch
 
@@ -18,6 +19,8 @@ def prepare() -> None:
     os.environ.setdefault("NEMO_TESTING", "1")  # nemo's own switch against writing log files beside the caller
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # checkpoint writers fork
     if on_cpu():
+        # Megatron says so at each of its modules' imports; `swirl doctor` says it once.
+        warnings.filterwarnings("ignore", message=".*Apex (is|are) not installed")
         from .patches import apply_all
 
         apply_all()
