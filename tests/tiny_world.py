@@ -1,8 +1,8 @@
 """A ring of three states with three actions, small enough to enumerate, and models of it as whole tables.
 
-Action "=" stays, "+" goes on and "-" goes back, but for a quarter of the time, when the ring moves one further. ROWS holds
-every transition as often as it is likely: one step on ROWS reads the world's own distribution. Axes of tables: X states,
-Z all the texts that the IDM can emit, Y all the texts that the FWM can emit; many are no action or no state.
+Action "=" stays, "+" goes on and "-" goes back; for a quarter of the time the ring then moves one further. ROWS holds
+every transition as often as it is likely, so that a step on ROWS reads the world's own distribution. Axes of tables:
+X states, Z all texts that the IDM can emit, Y all texts that the FWM can emit; many are no action or no state.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,8 @@ from swirl_nemo.settings import compose
 from swirl_nemo.worlds.word_tokenizer import MARKS, word_tokenizer
 
 STATES, ACTIONS = ("s0", "s1", "s2"), MARKS
-WORDS = (*STATES, *ACTIONS)  # every token that a role may emit but the end token
-IDM_TEXTS = WORDS  # its completions are exactly one token, without the end token
+WORDS = (*STATES, *ACTIONS)  # all that the IDM can emit: one token, without the end token
 FWM_TEXTS = ("", *WORDS, *(f"{one} {two}" for one, two in product(WORDS, repeat=2)))  # at most two tokens, then cut
-Y_STATES = [FWM_TEXTS.index(state) for state in STATES]
 TARGET_TOKENS = 2  # a state or an action, and the end token: a reward is the log-prob divided by this
 
 
@@ -43,9 +41,9 @@ ROWS = _rows()
 
 def frequencies() -> Tensor:
     """P(x, z, y) of ROWS, float64 [X, Z, Y]."""
-    counts = torch.zeros(len(STATES), len(IDM_TEXTS), len(FWM_TEXTS), dtype=torch.float64)
+    counts = torch.zeros(len(STATES), len(WORDS), len(FWM_TEXTS), dtype=torch.float64)
     for row in ROWS:
-        counts[STATES.index(row.x), IDM_TEXTS.index(row.z), FWM_TEXTS.index(row.y)] += 1
+        counts[STATES.index(row.x), WORDS.index(row.z), FWM_TEXTS.index(row.y)] += 1
     return counts / len(ROWS)
 
 
@@ -91,10 +89,10 @@ def tables(session, fwm: str, idm: str) -> Tables:
 
 def every_transition() -> list[Transition]:
     """All of X x Z x Y, in the order of the tables."""
-    return [Transition("any", x, z, y, "ring", "any", 0) for x, z, y in product(STATES, IDM_TEXTS, FWM_TEXTS)]
+    return [Transition("any", x, z, y, "ring", "any", 0) for x, z, y in product(STATES, WORDS, FWM_TEXTS)]
 
 
-def sequences(session, role: Role):
+def every_sequence(session, role: Role):
     """The role's prompt and completion, as the policy would emit it, of every transition."""
     from swirl_nemo.data.batch import collate
 
@@ -107,7 +105,7 @@ def sequences(session, role: Role):
 def _policy(session, role: Role) -> Tensor:
     from swirl_nemo.actor.batch import plain
 
-    batches = list(plain(sequences(session, role), session.policy_distribution(role), 4096))
+    batches = list(plain(every_sequence(session, role), session.policy_distribution(role), 4096))
     return _table(session.actor.get_inference_log_probs(batches)[0].sum(1))
 
 
@@ -122,4 +120,4 @@ def _reward(session, role: Role) -> Tensor:
 
 
 def _table(values: Tensor) -> Tensor:
-    return values.double().view(len(STATES), len(IDM_TEXTS), len(FWM_TEXTS))
+    return values.double().view(len(STATES), len(WORDS), len(FWM_TEXTS))
