@@ -8,8 +8,6 @@ process writes.
 """
 
 import importlib.metadata
-import json
-import math
 import os
 import platform
 import shutil
@@ -24,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from .config import SwirlConfig
+from .records import finite, json_line, read_lines, write, write_json
 from .roles import ROLES
 
 _COUNTERS = ("iteration", "step", "optimizer_step")
@@ -62,7 +61,7 @@ class Run:
             _point(Path(cfg.run.root, "latest"), cfg.run.name)
             run.folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(cfg, run.folder / "config.yaml")
-            _write_json(run.folder / "env.json", environment(cfg))
+            write_json(run.folder / "env.json", environment(cfg))
         return run
 
     def __enter__(self) -> "Run":
@@ -94,7 +93,7 @@ class Run:
             self._begin()
         record = finite({**record, "seconds/run": round(self._seconds(), 3)})
         with self.metrics.open("ab", buffering=0) as file:
-            file.write(_line(record))
+            file.write(json_line(record))
         self._display.show(record)
         _feed(self._loggers, record)
 
@@ -106,7 +105,7 @@ class Run:
         assert self._loggers is None
         if self.is_main and self.metrics.exists():
             kept = self.metrics.read_bytes()[:position]
-            _write(self.metrics, kept[: kept.rfind(b"\n") + 1])
+            write(self.metrics, kept[: kept.rfind(b"\n") + 1])
 
     def samples(self, stage: str, rows: list[dict]) -> None:
         """Put a stage's predictions into samples.jsonl, in place of any from an earlier pass over the same stage.
@@ -116,7 +115,7 @@ class Run:
         if self.is_main:
             path = self.folder / "samples.jsonl"
             others = [row for row in read_lines(path) if row["stage"] != stage] if path.exists() else []
-            _write(path, b"".join(_line(row) for row in others + [{"stage": stage, **row} for row in rows]))
+            write(path, b"".join(json_line(row) for row in others + [{"stage": stage, **row} for row in rows]))
 
     def finish(self, summary: dict) -> None:
         """Write summary.json and report.html, and print the table of held-out figures. Seconds and commit are added."""
@@ -126,7 +125,7 @@ class Run:
 
         commit = source(Path(__file__).parent)["commit"]
         summary = finite({**summary, "seconds": round(self._seconds(), 3), "commit": commit})
-        _write_json(self.folder / "summary.json", summary)
+        write_json(self.folder / "summary.json", summary)
         self._display.finish(held_out_table(summary), write_report(self.folder))
 
     def _seconds(self) -> float:
@@ -267,49 +266,9 @@ def source(folder: Path) -> dict:
     return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "."))}
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Objects of a JSON-lines file. A last line that was cut while being written is left out.
-
-    Raises ValueError naming file and line for a bad line elsewhere.
-    """
-    lines = path.read_bytes().splitlines(keepends=True)
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise ValueError(f"{path}:{number}: not a line of JSON ({error}): remove it") from None
-    return records
-
-
-def finite(value):
-    """`value` with None for every nan and infinity in it, through dicts and lists."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _point(link: Path, name: str) -> None:
     if name == link.name or (link.exists() and not link.is_symlink()):
         raise ValueError(f"{link} must be a link to the newest run: rename that folder, or choose another run.name")
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.symlink_to(name)
     fresh.replace(link)
-
-
-def _line(record: dict) -> bytes:
-    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _write_json(path: Path, values: dict) -> None:
-    _write(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_bytes(content)
-    fresh.replace(path)

@@ -25,14 +25,11 @@ class Session:
     """The live model and all that belongs to it. `load` fills it from the two starting checkpoints."""
 
     def __init__(self, cfg: SwirlConfig):
-        from megatron.core import parallel_state
-
         from .actor.build import build_actor
         from .weights import WeightSets
 
         self.cfg = cfg
         self.actor = build_actor(cfg, Path(cfg.model.fwm))
-        self.parallel = parallel_state
         self.device = torch.cuda.current_device()
         self.sets = WeightSets(self.actor, policy=self.set_of(ROLES["fwm"]))
         self.prompter = Prompter(load_tokenizer(cfg.data.tokenizer), cfg.data, cfg.run.seed)
@@ -92,30 +89,21 @@ class Session:
 
     # data parallelism
 
-    @property
-    def data_rank(self) -> int:
-        return self.parallel.get_data_parallel_rank()
-
-    @property
-    def data_world(self) -> int:
-        return self.parallel.get_data_parallel_world_size()
-
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This data-parallel rank's contiguous part; parts differ by at most one item."""
-        size, rest = divmod(len(items), self.data_world)
-        start = self.data_rank * size + min(self.data_rank, rest)
-        return items[start : start + size + (self.data_rank < rest)]
+        rank, world = dist.get_rank(self.actor.data_group), dist.get_world_size(self.actor.data_group)
+        size, rest = divmod(len(items), world)
+        start = rank * size + min(rank, rest)
+        return items[start : start + size + (rank < rest)]
 
     def gather(self, items: list[T]) -> list[T]:
         """Undo `share`: all ranks' items, in order, on every rank."""
-        if self.data_world == 1:
-            return items
-        parts: list = [None] * self.data_world
-        dist.all_gather_object(parts, items, group=self.parallel.get_data_parallel_group())
+        parts: list = [None] * dist.get_world_size(self.actor.data_group)
+        dist.all_gather_object(parts, items, group=self.actor.data_group)
         return [item for part in parts for item in part]
 
     def add_up(self, values: Tensor, maximum: bool = False) -> Tensor:
         """Sum, or maximum, over data-parallel ranks, in place."""
         operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
-        dist.all_reduce(values, op=operation, group=self.parallel.get_data_parallel_group())
+        dist.all_reduce(values, op=operation, group=self.actor.data_group)
         return values

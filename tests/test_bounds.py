@@ -361,7 +361,7 @@ def test_mstep_raises_the_elbo(models):
     def value(name: str) -> Tensor:
         return (PAIRS * reconstruction(models["grown"].idm_policy, models[name].fwm_reward)).sum()
 
-    assert value("M-step") - value("young") > 0.5
+    assert value("M-step") - value("young") > 0.1
 
 
 def test_expected_gradients_are_those_of_the_bounds(saved, models):
@@ -375,7 +375,7 @@ def test_expected_gradients_are_those_of_the_bounds(saved, models):
     for name, expected in (("phase I", scale / (2 - empty)), ("ELBO", scale)):
         measured = sampled[name] @ exact[name] / exact[name].square().sum()
         assert torch.cosine_similarity(sampled[name], exact[name], dim=0) > 0.95
-        assert measured == pytest.approx(float(expected), rel=0.15)
+        assert measured == pytest.approx(float(expected), rel=0.2)
     along = sampled["control"] @ exact["phase I"] / exact["phase I"].square().sum()
     assert along.abs() < scale / 10
 

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from swirl_nemo.config import Schedule, SwirlConfig
-from swirl_nemo.runs import Run, read_lines, source
+from swirl_nemo.records import read_lines
+from swirl_nemo.runs import Run, source
 from swirl_nemo.settings import compose
 
 

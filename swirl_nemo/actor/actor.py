@@ -54,6 +54,11 @@ class SwirlActor(MegatronGPTActorModel):
         (model,) = self.model
         return model
 
+    @property
+    def data_group(self) -> dist.ProcessGroup:
+        """The data-parallel group of this rank: the ranks that hold the same weights and other samples."""
+        return parallel_state.get_data_parallel_group()
+
     # scoring and generation
 
     @torch.no_grad()
@@ -150,7 +155,7 @@ class SwirlActor(MegatronGPTActorModel):
         scoring = micro_batches[0].loss is None
         set_sync_funcs(self, forward_only)
         return get_forward_backward_func()(
-            forward_step_func=self._forward_step(scale=len(micro_batches) * self._data_parallel_world()),
+            forward_step_func=self._forward_step(scale=len(micro_batches) * dist.get_world_size(self.data_group)),
             data_iterator=iter(micro_batches),
             model=self.model,
             num_microbatches=len(micro_batches),
@@ -184,10 +189,6 @@ class SwirlActor(MegatronGPTActorModel):
         if self.transformer_config.sequence_parallel:
             tokens = F.pad(tokens, (0, -tokens.shape[1] % self.cfg.tensor_model_parallel_size))
         return tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-
-    @staticmethod
-    def _data_parallel_world() -> int:
-        return parallel_state.get_data_parallel_world_size()
 
 
 def _add(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

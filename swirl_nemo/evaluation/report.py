@@ -9,7 +9,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
-from ..runs import read_lines
+from ..records import read_lines
 from .metrics import METRICS, MODELS
 from .pictures import pictures
 

@@ -1,0 +1,46 @@
+"""JSON and JSON lines on disk: written whole or not at all, read up to a line that was cut."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Objects of a JSON-lines file. A last line that was cut while being written is left out.
+
+    Raises ValueError naming file and line for a bad line elsewhere.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise ValueError(f"{path}:{number}: not a line of JSON ({error}): remove it") from None
+    return records
+
+
+def finite(value):
+    """`value` with None for every nan and infinity in it, through dicts and lists."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_line(record: dict) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write_json(path: Path, values: dict) -> None:
+    write(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write(path: Path, content: bytes) -> None:
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_bytes(content)
+    fresh.replace(path)
