@@ -48,6 +48,12 @@ class SwirlActor(MegatronGPTActorModel):
         """The checkpoint's, so that it does not depend on the tensor-parallel size as NeMo's own padding does."""
         return self.cfg.override_vocab_size
 
+    def setup_megatron_optimization(self, optim_config):
+        """Megatron's OptimizerConfig, with the eps that NeMo does not pass on."""
+        config = super().setup_megatron_optimization(optim_config)
+        config.adam_eps = optim_config["eps"]
+        return config
+
     @property
     def module(self) -> ScoringGPTModel:
         """The wrapped model of this stage, callable and with Megatron's `config`."""
