@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Three seeds of the quickstart's world, each with its ablation and the paper's form: the tables of docs/results.md.
-# Needs: two CPU cores, 8 GB of memory, `make quickstart` once for data and model; HOURS.
-# Expect: both roles above warm-up and above continued SFT on every seed.
+# Seeds of the quickstart's world, each with Phase I's policy gradient on and off: the tables of docs/results.md.
+# Needs: two CPU cores, 8 GB of memory, `make quickstart` once for data and model; about 12 CPU minutes a run.
+# Expect: docs/results.md.
 # Command: bash recipes/household.sh && python recipes/table.py runs/household-*
 set -euo pipefail
 export OMP_NUM_THREADS=1 # two runs side by side, a core each
