@@ -52,14 +52,17 @@ class Distribution:
         return logits
 
     def truncation(self, log_weights: Tensor) -> Tensor | None:
-        """Bool [B, V], the tokens that top-k and top-p keep, the likeliest always; None where both are off."""
+        """Bool [B, V], the tokens that top-k and top-p keep, the likeliest always; None where both are off.
+
+        Top-p shares out what top-k has left, as transformers' samplers do.
+        """
         if not self.truncates:
             return None
         order = log_weights.sort(dim=-1, descending=True)
-        probabilities = order.values.softmax(-1)
-        kept = probabilities.cumsum(-1) - probabilities < self.top_p
         if self.top_k:
-            kept[:, self.top_k :] = False
+            order.values[:, self.top_k :] = -torch.inf
+        probabilities = order.values.softmax(-1)
+        kept = (probabilities.cumsum(-1) - probabilities < self.top_p) & order.values.isfinite()
         return torch.zeros_like(kept).scatter_(-1, order.indices, kept)
 
 

@@ -206,8 +206,8 @@ def apply_all() -> None:
     global _applied
     if _applied:
         return
-    for patch in TABLE:
-        package, _, version = patch.version.partition(" ")
+    for wanted in {ALIGNER, *(patch.version for patch in TABLE)}:
+        package, _, version = wanted.partition(" ")
         installed = importlib.metadata.version(package).partition("+")[0]
         if installed != version:
             raise StackError(f"{package} {installed} is installed, but this project runs on {version} without a GPU")

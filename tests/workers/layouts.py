@@ -1,9 +1,8 @@
 """Every layout's figures, from one Megatron process that imports the stack once and forks each layout's ranks.
 
-Run as a module, this is that process; `computed` starts it and reads what rank 0 of each layout left.
+Run as a module, this is that process; `compute` starts it and reads what rank 0 of each layout left.
 """
 
-import functools
 import os
 import socket
 import subprocess
@@ -50,22 +49,20 @@ UNTIED = [name for name, layout in LAYOUTS.items() if not layout.tied and layout
 TIED = [name for name, layout in LAYOUTS.items() if layout.tied]
 
 
-@functools.cache
-def computed(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
-    """The working folder, and what `rooms.visit` returned in each layout. Once a session, whichever test asks first."""
+def compute(work: Path) -> dict[str, dict]:
+    """What `rooms.visit` returned in each layout. The fixture `layouts` calls it, once a session."""
     import torch
 
-    work = tmp_path_factory.mktemp("layouts")
     run_module("workers.layouts", work)
-    return work, {name: torch.load(work / f"{name}.pt") for name in LAYOUTS}
+    return {name: torch.load(work / f"{name}.pt") for name in LAYOUTS}
 
 
 def run_module(module: str, work: Path) -> None:
-    """A module of this folder in a process of its own; its output is shown where it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", module, work], cwd=TESTS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
+    """A module of this folder in a process of its own; the end of its output is shown where it fails."""
+    log = work / "log"
+    with log.open("w") as output:  # not a pipe: a process left behind would hold it open
+        done = subprocess.run([sys.executable, "-m", module, work], cwd=TESTS, stdout=output, stderr=output)
+    assert done.returncode == 0, log.read_text()[-6000:]
 
 
 def import_stack() -> None:
@@ -111,7 +108,7 @@ def _visit(work: Path, name: str) -> None:
     session = Session(load([*setting.overrides(work), *layout.overrides(work), f"run.name={name.replace(' ', '_')}"]))
     session.load()
     result = rooms.visit(session, work, name)
-    if session.run.is_main:
+    if session.is_main:
         torch.save(result, work / f"{name}.pt")
 
 

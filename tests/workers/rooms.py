@@ -64,6 +64,14 @@ def begin(session, role, name: str) -> None:
     session.sets.snapshot(REFERENCE)
 
 
+def configure(session, role, lengths: dict | None = None, **options) -> None:
+    """Change the role's phase, and what its sampling hangs on, for the steps to come."""
+    phases, data = session.cfg.phase, session.cfg.data
+    setattr(phases, role.name, replace(getattr(phases, role.name), **options))
+    setattr(data, role.name, replace(getattr(data, role.name), **(lengths or {})))
+    session.policy_distribution.cache_clear()
+
+
 def timeless(metrics: dict) -> dict:
     return {key: value for key, value in metrics.items() if not key.startswith(ON_THE_CLOCK)}
 
@@ -83,7 +91,7 @@ def fwm_steps(session, folder: Path) -> list[dict]:
     """Three GRPO steps with replay, M-step and reference; the weights after them go into `folder`."""
     begin(session, FWM, "trained fwm")
     options = {"group": 4, "dead_std": 0.1, "kl_beta": 0.04, "replay": 1.0, "mstep": 3.0, "clip_grad": CLIP}
-    session.cfg.phase.fwm = replace(session.cfg.phase.fwm, optimizer_steps=1, **options)
+    configure(session, FWM, optimizer_steps=1, **options)
     rows = labelled(session)
     steps = [Step(rows[6 * i : 6 * i + 6], rows[i : i + 5], 1e-2, (5, i)) for i in range(3)]
     metrics = [timeless(grpo_step(session, FWM, step)) for step in steps]
@@ -97,7 +105,7 @@ def idm_steps(session) -> list[dict]:
     begin(session, IDM, "trained idm")
     options = {"group": 4, "dead_std": 0.0, "kl_beta": 0.0, "replay": 0.5, "mstep": 0.0, "clip_grad": CLIP}
     options |= {"sampling": SamplingConfig(0.8, 20, 0.9), "aggregation": Aggregation.token_mean, "divide_by_std": False}
-    session.cfg.phase.idm = replace(session.cfg.phase.idm, optimizer_steps=2, **options)
+    configure(session, IDM, optimizer_steps=2, **options)
     rows = labelled(session)
     return [timeless(grpo_step(session, IDM, Step(rows[:8], rows[8:12], 1e-2, (6, i)))) for i in range(2)]
 
@@ -122,8 +130,7 @@ def all_dead(session) -> dict:
 
 
 def policy_gradient_alone(session, dead_std: float) -> PhaseConfig:
-    options = {"group": 4, "dead_std": dead_std, "kl_beta": 0.0, "replay": 0.0, "mstep": 0.0}
-    session.cfg.phase.fwm = replace(session.cfg.phase.fwm, **options)
+    configure(session, FWM, group=4, dead_std=dead_std, kl_beta=0.0, replay=0.0, mstep=0.0)
     return session.cfg.phase.fwm
 
 
@@ -147,8 +154,7 @@ def rollouts(session) -> dict[str, dict]:
 
 def policy(session, case: str):
     sampling, shortest = CASES[case]
-    session.cfg.phase.fwm = replace(session.cfg.phase.fwm, sampling=sampling)
-    session.cfg.data.fwm = replace(session.cfg.data.fwm, min_length=shortest, max_length=MAX_LENGTH)
+    configure(session, FWM, {"min_length": shortest, "max_length": MAX_LENGTH}, sampling=sampling)
     return session.policy_distribution(FWM)
 
 
@@ -205,9 +211,9 @@ def each_alone(session) -> list[list[int]]:
 # scoring and weight sets
 
 
-def completions_to_score(session, role) -> list[str]:
+def labelled_completions(rows, role) -> list[str]:
     """Of six transitions: true ones, another's, nonsense that the role could emit, and nothing at all."""
-    texts = [role.target(row) for row in labelled(session)[:6]]
+    texts = [role.target(row) for row in rows]
     return [texts[0], texts[1], texts[0], texts[3], " ".join(reversed(texts[4].split())), ""]
 
 
@@ -215,7 +221,7 @@ def rewards(session) -> dict[str, list[float]]:
     values = {}
     for role in ROLES.values():
         rows = session.share(labelled(session)[:6])
-        texts = session.share(completions_to_score(session, role))
+        texts = session.share(labelled_completions(labelled(session)[:6], role))
         with session.sets.wear(session.set_of(role.counterpart)):
             values[role.name] = session.gather(counterpart_logprobs(session, role, rows, texts).tolist())
     return values
@@ -270,7 +276,7 @@ def weight_sets(session) -> dict:
 
 
 def masters(session) -> dict[str, bool]:
-    """Whether the optimizer's own copy of the weights follows a change of policy: a step at rate 0 must change nothing."""
+    """Whether the optimizer's own weights follow a change of policy: a step at rate 0 must change nothing."""
     rows = labelled(session)[:6]
     session.sets.become(FWM.name)
     session.actor.reset_optimizer()

@@ -1,7 +1,8 @@
-"""Whole runs, stopped runs, and runs that go on: `swirl train` in forked processes, for test_resume.py and test_loop.py.
+"""Whole runs, stopped runs, and runs that go on: `swirl train` in forked processes, for test_resume.py, test_loop.py.
 
-Run as a module, this is the process that forks them; `runs` starts it. A run is stopped by a real signal that it sends
-to itself right after a step's line of metrics, in the middle of what the driver does for that step.
+Run as a module, this is the process that forks them. A run is stopped by a real signal, right after a
+step's line of metrics, in the middle of what the driver does for that step. As from Slurm, it reaches the process and
+all that it has started.
 
     work/runs/whole      never stopped, a process of its own: python -m swirl_nemo train
     work/runs/stopped    stopped in every kind of stage, and killed once; begun as `swirl warmup`
@@ -11,7 +12,6 @@ to itself right after a step's line of metrics, in the middle of what the driver
 """
 
 import contextlib
-import functools
 import json
 import os
 import random
@@ -22,9 +22,9 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from workers.layouts import fork, import_stack, run_module
+from workers.layouts import fork, import_stack
 
-STEPS = {"pretrain": 4, "warmup": 5, "idm": 5, "fwm": 4, "continued_sft": 10}
+STEPS = {"pretrain": 4, "warmup": 5, "idm": 5, "fwm": 4, "continued_sft fwm": 4, "continued_sft idm": 10}
 SETTINGS = (
     "pretrain.steps=4",
     "pretrain.batch=6",
@@ -67,14 +67,6 @@ class Stop:
     signal: int = signal.SIGTERM
 
 
-@functools.cache
-def runs(tmp_path_factory) -> Path:
-    """The folder of the runs above. Once a session, whichever test asks first."""
-    work = tmp_path_factory.mktemp("runs")
-    run_module("workers.runs", work)
-    return work / "runs"
-
-
 def settings(work: Path, name: str, *extra: str) -> list[str]:
     from workers import setting
 
@@ -94,7 +86,8 @@ def launch(work: Path, name: str, *extra: str, verb: str = "train", processes: i
         fork(_launch, arguments, stop, processes=processes)
     if stop is not None:
         folder = work / "runs" / name
-        record = asdict(stop) | {"lines": len((folder / "metrics.jsonl").read_text().splitlines())}
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        record = asdict(stop) | {"lines": len(lines), "last line": json.loads(lines[-1])}
         record["finished"] = (folder / "summary.json").exists()
         with (folder / "stops.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
@@ -110,9 +103,10 @@ def _launch(arguments: list[str], stop: Stop | None) -> None:
         log(self, record)
         place = (record.get("phase"), record.get("role"), record.get("step"))
         if stop is not None and place == (stop.phase, stop.role, stop.step) and _is_last_rank():
-            os.kill(os.getpid(), stop.signal)
+            os.killpg(0, stop.signal)
 
     Run.log = log_and_stop
+    os.setpgrp()
     cli.main(arguments)
 
 
@@ -121,7 +115,8 @@ def _is_last_rank() -> bool:
 
 
 def _random_stop(phase: str, role: str | None = None) -> Stop:
-    return Stop(phase, role, random.randint(1, STEPS[phase]))
+    steps = STEPS[f"{phase} {role}" if phase == "continued_sft" else phase]
+    return Stop(phase, role, random.randint(1, steps))
 
 
 def _stopped(work: Path) -> None:
