@@ -48,7 +48,7 @@ def frequencies() -> Tensor:
 
 
 def configure(work: Path) -> SwirlConfig:
-    """The published preset on this world; makes its tokenizer and a random Llama in `work`."""
+    """The published preset on this world, truncation and KL off; makes tokenizer and random Llama in `work`."""
     tokenizer, source, model = work / "tokenizer", work / "llama", work / "model"
     word_tokenizer(STATES).save_pretrained(tokenizer)
     shape = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 64, "max_positions": 16, "tied": False}
