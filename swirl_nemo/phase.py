@@ -220,6 +220,7 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
     anyone = session.add_up(torch.tensor([float(len(batches))], device=session.device))
     if anyone.item() == 0:
         return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "tokens": 0}
+    tokens = supervised.trained_tokens(session, batches)
     if not batches:
         batches = [_nothing(session)]
     grad_norm, sums = session.actor.optimizer_step(batches, lr, phase.clip_grad)
@@ -230,7 +231,6 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
     values = dict(zip(names, added, strict=True))
     loss = values.pop("loss").item()
     drift = session.add_up(sums.get("drift/max", zero).reshape(1).clone(), maximum=True).item()
-    tokens = supervised.trained_tokens(session, batches)
     means = grpo.token_means(values)
     return means | {"drift/max": drift, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
 

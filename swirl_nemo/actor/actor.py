@@ -129,6 +129,8 @@ class SwirlActor(MegatronGPTActorModel):
         optimizer = self._optimizer.mcore_optimizer
         for group in optimizer.param_groups:
             group["lr"] = lr
+            # Megatron marks norms and biases with wd_mult 0 and leaves it to a scheduler of its own to heed that
+            group["weight_decay"] = self.cfg.optim.weight_decay * group["wd_mult"]
         optimizer.config.clip_grad = clip_grad
         _, grad_norm, _ = self._optimizer.step()
         return float(grad_norm), sums
