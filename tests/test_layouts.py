@@ -21,7 +21,7 @@ from workers.rooms import CLIP, SFT_LR
 from swirl_nemo.roles import IDM
 from swirl_nemo.settings import compose
 
-pytestmark = [pytest.mark.megatron, pytest.mark.long]
+pytestmark = pytest.mark.megatron
 
 RELATIVE = 1e-5
 LAYOUTS = [*UNTIED, *TIED]
