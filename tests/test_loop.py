@@ -19,7 +19,7 @@ from workers.rooms import labelled_completions
 from swirl_nemo.data.transitions import TransitionFile
 from swirl_nemo.roles import IDM, ROLES
 
-pytestmark = [pytest.mark.megatron, pytest.mark.long]
+pytestmark = pytest.mark.megatron
 
 TOLERANCE = 1e-4
 
@@ -174,19 +174,27 @@ def test_the_summary_holds_the_figures_of_the_test_split(folder):
     assert (folder / "report.html").read_text().lower().startswith("<!doctype html")
 
 
-def test_each_finished_model_is_kept_and_the_baseline_went_on_from_the_warmup(folder):
-    """Nearer to the warmed-up weights than to SWIRL's, for both roles; and the numbered checkpoints are pruned."""
+def test_finished_models_are_kept_and_others_pruned(folder):
     checkpoints = folder / "checkpoints"
     assert len([path for path in checkpoints.iterdir() if path.name.isdigit()]) == 2
     assert json.loads((checkpoints / "latest" / "state.json").read_text())["counters"]["stage"] == 7
-    for role in ROLES:
-        weights = {name: read(checkpoints / name / role) for name in ("warmup", "swirl", "continued_sft")}
+    for model, role in product(("warmup", "swirl", "continued_sft"), ROLES):
+        names = {path.name for path in (checkpoints / model / role).iterdir()}
+        assert names == {"model_config.yaml", "tokenizer", "model_weights"}
 
-        def apart(one: str, other: str, weights=weights) -> float:
-            return sum((weights[one][k] - weights[other][k]).norm() ** 2 for k in weights[one]).item()
 
-        assert 0 < apart("continued_sft", "warmup") < apart("continued_sft", "swirl")
-        assert apart("swirl", "warmup") > 0
+@pytest.mark.parametrize("role", ROLES)
+def test_the_baseline_went_on_from_the_warmup(folder, role):
+    """No weight is further from the warmed-up one than Adam could have brought it with the baseline's own rates, which
+    is their sum and a little; from SWIRL's weights it would have been."""
+    rates = [line["lr"] for line in steps(folder) if (line["phase"], line.get("role")) == ("continued_sft", role)]
+    weights = {name: read(folder / "checkpoints" / name / role) for name in ("warmup", "swirl", "continued_sft")}
+
+    def furthest(one: str, other: str) -> float:
+        return max((weights[one][name] - weights[other][name]).abs().max().item() for name in weights[one])
+
+    assert 0.5 * sum(rates) < furthest("continued_sft", "warmup") < 1.1 * sum(rates)
+    assert furthest("swirl", "warmup") > 0.5 * sum(rates)
 
 
 def test_phase_one_reads_annotations_of_unlabelled_rows(folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.megatron, pytest.mark.long]
+pytestmark = pytest.mark.megatron
 
 ON_THE_CLOCK = ("seconds", "tokens_per_s", "memory")
 

@@ -25,36 +25,19 @@ from pathlib import Path
 from workers.layouts import fork, import_stack
 
 STEPS = {"pretrain": 4, "warmup": 5, "idm": 5, "fwm": 4, "continued_sft fwm": 4, "continued_sft idm": 10}
+# Every figure that a test looks at is set here: presets change.
 SETTINGS = (
-    "pretrain.steps=4",
-    "pretrain.batch=6",
-    "pretrain.lr_warmup=2",
-    "warmup.steps=5",
-    "warmup.batch=6",
-    "warmup.lr_warmup=2",
-    "annotate.greedy=false",
-    "annotate.pool=18",
-    "annotate.plausibility_floor=null",
-    "alternation.iterations=1",
-    "alternation.order=[idm,fwm]",
-    "phase.idm.lr=2.0e-4",
-    "phase.fwm.lr=2.0e-4",
-    "phase.idm.steps=5",
-    "phase.idm.prompts=4",
-    "phase.idm.group=4",
-    "phase.idm.optimizer_steps=2",
-    "phase.idm.lr_warmup=2",
-    "phase.idm.schedule=cosine",
-    "phase.idm.replay_batch=4",
-    "phase.fwm.steps=4",
-    "phase.fwm.prompts=4",
-    "phase.fwm.group=4",
-    "phase.fwm.dead_std=0.05",
-    "phase.fwm.lr_warmup=2",
-    "phase.fwm.replay_batch=4",
-    "run.save_every=3",
-    "eval.batch=4",
-    "eval.samples=2",
+    *("pretrain.steps=4", "pretrain.batch=6", "pretrain.lr=2e-3", "pretrain.lr_warmup=2", "pretrain.schedule=cosine"),
+    *("warmup.steps=5", "warmup.batch=6", "warmup.lr=2e-3", "warmup.lr_warmup=2", "warmup.schedule=cosine"),
+    *("annotate.greedy=false", "annotate.pool=18", "annotate.plausibility_floor=null", "annotate.certainty_ceiling=-9"),
+    *("alternation.iterations=1", "alternation.order=[idm,fwm]", "alternation.continued_sft=true"),
+    *("phase.idm.steps=5", "phase.idm.prompts=4", "phase.idm.group=4", "phase.idm.optimizer_steps=2"),
+    *("phase.idm.lr=2e-4", "phase.idm.lr_warmup=2", "phase.idm.schedule=cosine", "phase.idm.dead_std=0"),
+    *("phase.idm.replay=1", "phase.idm.replay_batch=4", "phase.idm.policy_gradient=1", "phase.idm.kl_beta=0.04"),
+    *("phase.fwm.steps=4", "phase.fwm.prompts=4", "phase.fwm.group=4", "phase.fwm.optimizer_steps=1"),
+    *("phase.fwm.lr=2e-4", "phase.fwm.lr_warmup=2", "phase.fwm.schedule=constant", "phase.fwm.dead_std=0.05"),
+    *("phase.fwm.replay=1", "phase.fwm.replay_batch=4", "phase.fwm.policy_gradient=1", "phase.fwm.kl_beta=0.04"),
+    *("phase.fwm.mstep=3", "run.save_every=3", "run.keep=2", "run.seed=1234", "eval.batch=4", "eval.samples=2"),
 )
 # A warm-up of both roles together takes pairs of rows, and the baseline has the steps of both phases.
 SHARED = ("model.weights=shared", "pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=3", "phase.fwm.steps=3")
