@@ -6,7 +6,7 @@ optimizer are all that a checkpoint needs to go on exactly, in any layout.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import annotation, supervised
@@ -193,18 +193,20 @@ class Driver:
     def _phase_stepper(self, stage: Stage) -> Callable[[int], dict]:
         (role,) = stage.roles
         phase = phase_of(self.cfg, role)
-        rows = self._phase_rows(stage, phase)
+        rows, annotated = self._phase_rows(stage, phase)
         order = Order(len(rows), self._seed(stage, 0))
+        mstep = order if role is FWM else Order(len(annotated), self._seed(stage, 5))
         replay = Order(len(self.labelled), self._seed(stage, 1))
 
         def one_step(step: int) -> dict:
-            chosen = order.indices(step * phase.prompts, phase.prompts)
+            place = step * phase.prompts, phase.prompts
             count = phase.replay_batch if phase.replay else 0
             metrics = grpo_step(
                 self.session,
                 role,
                 Step(
-                    transitions=[rows[i] for i in chosen],
+                    transitions=[rows[i] for i in order.indices(*place)],
+                    annotated=[annotated[i] for i in mstep.indices(*place)] if phase.mstep else [],
                     replay=[self.labelled[i] for i in replay.indices(step * count, count)],
                     lr=learning_rate(
                         step, peak=phase.lr, warmup=phase.lr_warmup, total=stage.steps, schedule=phase.schedule
@@ -216,22 +218,35 @@ class Driver:
 
         return one_step
 
-    def _phase_rows(self, stage: Stage, phase: PhaseConfig) -> "list[Transition] | TransitionFile":
-        """Phase II reads states alone. Phase I needs actions: gold where labelled, else those of the current IDM, drawn
-        when the phase begins."""
-        if stage.roles == (IDM,):
-            return self.unlabelled
-        folder = self.session.run.folder
-        files = folder / f"annotations-{stage.iteration}.jsonl", folder / f"annotation_scores-{stage.iteration}.jsonl"
-        if self.state.step == 0:
-            size = self.cfg.annotate.pool or len(self.unlabelled)
-            pool = Order(len(self.unlabelled), self._seed(stage, 3)).indices(0, min(size, len(self.unlabelled)))
-            annotated = annotation.annotate(self.session, [self.unlabelled[i] for i in pool], (self._seed(stage, 4),))
-            if self.session.is_main:
-                annotation.write(annotated, *files)
-        else:
-            annotated = annotation.read(*files)
-        return annotation.select(annotated, self.cfg.annotate, phase.steps * phase.prompts) + list(self.labelled)
+    def _phase_rows(self, stage: Stage, phase: PhaseConfig):
+        """What the phase draws prompts from, and what its M-step draws annotated transitions from.
+
+        Phase I needs actions for both: gold where labelled, else those of the current IDM. Phase II's prompts are
+        states alone; annotations tell where the IDM is certain, and its M-step trains on the plausible ones.
+        """
+        cfg, wanted = self.cfg.annotate, phase.steps * phase.prompts
+        if stage.roles == (FWM,):
+            rows = annotation.select(self._annotations(stage), FWM, cfg, wanted) + list(self.labelled)
+            return rows, rows
+        if cfg.certainty_ceiling is None and not phase.mstep:
+            return self.unlabelled, []
+        annotated = self._annotations(stage)
+        plausible = annotation.select(annotated, IDM, cfg, wanted) if phase.mstep else []
+        return annotation.select(annotated, IDM, replace(cfg, plausibility_floor=None), wanted), plausible
+
+    def _annotations(self, stage: Stage) -> list[annotation.Annotated]:
+        """Actions of the current IDM for a pool of state-only transitions, drawn when the phase begins."""
+        (role,), folder = stage.roles, self.session.run.folder
+        name = f"{stage.iteration}-{role.name}.jsonl"
+        files = folder / f"annotations-{name}", folder / f"annotation_scores-{name}"
+        if self.state.step > 0:
+            return annotation.read(*files)
+        size = min(self.cfg.annotate.pool or len(self.unlabelled), len(self.unlabelled))
+        pool = Order(len(self.unlabelled), self._seed(stage, 3)).indices(0, size)
+        annotated = annotation.annotate(self.session, [self.unlabelled[i] for i in pool], (self._seed(stage, 4),))
+        if self.session.is_main:
+            annotation.write(annotated, *files)
+        return annotated
 
     def _seed(self, stage: Stage, stream: int) -> int:
         """One number for each stream of random draws of each stage."""

@@ -12,7 +12,7 @@ from .actor.batch import plain
 from .config import AnnotateConfig
 from .data.batch import collate
 from .data.transition import Transition
-from .roles import FWM, IDM
+from .roles import FWM, IDM, Role
 from .session import Session
 
 
@@ -68,8 +68,8 @@ def target_logprobs(session: Session, role, transitions: list[Transition]) -> li
     return session.actor.get_inference_log_probs(list(scored))[0].sum(1).tolist()
 
 
-def select(annotated: list[Annotated], cfg: AnnotateConfig, wanted: int) -> list[Transition]:
-    """What Phase I trains on: plausible annotations, those that the FWM is already certain of only if others run out.
+def select(annotated: list[Annotated], role: Role, cfg: AnnotateConfig, wanted: int) -> list[Transition]:
+    """What `role` trains on: plausible annotations, those that it is already certain of only if others run out.
 
     At most `wanted`, the number of transitions that the phase reads. Raises ValueError where none is plausible.
     """
@@ -81,7 +81,7 @@ def select(annotated: list[Annotated], cfg: AnnotateConfig, wanted: int) -> list
             f"annotate.plausibility_floor={floor}: none of {len(annotated)} annotations is that likely under the FWM: "
             f"lower it, give null, or warm the models up for longer"
         )
-    kept.sort(key=lambda a: a.fwm_logprob > ceiling)  # stable: the order of the file otherwise
+    kept.sort(key=lambda a: (a.fwm_logprob if role is FWM else a.idm_logprob) > ceiling)  # stable: the file's order
     return [a.transition for a in kept[:wanted]]
 
 

@@ -133,8 +133,6 @@ def _check_phase(key: str, phase: PhaseConfig, replicas: int) -> None:
     _require(f"{key}.sampling.top_p", phase.sampling.top_p, lambda v: 0 < v <= 1, "in (0, 1]; 1 is off")
     if not (phase.policy_gradient or phase.mstep or phase.replay):
         raise ValueError(f"{key}.policy_gradient=0: mstep and replay are 0 too, nothing trains: give one a weight")
-    if key == "phase.idm" and phase.mstep:
-        raise ValueError(f"{key}.mstep={phase.mstep}: an IDM's target is sampled, not given: give 0")
     parts = f"{replicas} data-parallel rank(s) x {phase.optimizer_steps} optimizer step(s)"
     _require_multiple(f"{key}.prompts", phase.prompts, replicas * phase.optimizer_steps, parts)
     if phase.replay:

@@ -154,7 +154,7 @@ class PhaseConfig:
     aggregation: Aggregation = MISSING
     reward_floor: float = MISSING
     policy_gradient: float = MISSING  # weight of the GRPO loss; 0 leaves replay and M-step alone
-    mstep: float = MISSING  # weight of -log P(target|prompt) on the annotated true pair (FWM only: the ELBO's gradient)
+    mstep: float = MISSING  # weight of the supervised loss on plausible annotations; for the FWM the ELBO's gradient
     replay: float = MISSING  # weight of the supervised loss on labelled rows
     replay_batch: int = MISSING
 

@@ -28,9 +28,11 @@ TOKEN_SUMS = ("tokens", "ratio/mean", "ratio/clip_fraction", "kl/reference", "dr
 
 @dataclass(frozen=True)
 class Step:
-    """What one step reads: P transitions in a fixed order, labelled rows to replay, and its place in the run."""
+    """What one step reads: P transitions in a fixed order, annotated ones for the M-step, labelled rows to replay, and
+    its place in the run."""
 
     transitions: list[Transition]
+    annotated: list[Transition]
     replay: list[Transition]
     lr: float
     seed: tuple[int, ...]  # of the rollout's uniform numbers
@@ -158,12 +160,10 @@ def update(
         # Every n-th group, as for the replay: ranks' shares are multiples of n, so each layout makes the same parts.
         groups = list(range(part, len(mine), phase.optimizer_steps))
         batches = [] if samples is None else _policy_batches(session, role, phase, samples, groups)
-        if phase.replay:
-            rows = step.replay[part :: phase.optimizer_steps]
-            pairs = [(role, t) for t in session.share(rows)]
-            batches += supervised.micro_batches(session, pairs, phase.replay)
-        if phase.mstep:
-            batches += supervised.micro_batches(session, [(role, mine[g]) for g in groups], phase.mstep)
+        for weight, rows in ((phase.replay, step.replay), (phase.mstep, step.annotated)):
+            if weight:
+                pairs = [(role, t) for t in session.share(rows[part :: phase.optimizer_steps])]
+                batches += supervised.micro_batches(session, pairs, weight)
         reduced.append(_optimizer_step(session, phase, batches, step.lr))
     tokens = sum(int(part.pop("tokens")) for part in reduced)
     first, last = reduced[0], reduced[-1]

@@ -122,7 +122,7 @@ class Trainer:
         self.sets.snapshot(REFERENCE)
         setattr(self.cfg.phase, role.name, phase)
         for step in range(steps):
-            grpo_step(self.session, role, Step(rows(step), [], lr, (step,)))
+            grpo_step(self.session, role, Step(rows(step), rows(step), [], lr, (step,)))
 
     def sampled(self, role, start: str, phase) -> tuple[Tensor, float]:
         """What one grpo_step hands to the optimizer, and the mean reward that it logs."""
@@ -130,7 +130,7 @@ class Trainer:
 
         self.sets.become(start)
         setattr(self.cfg.phase, role.name, replace(phase, group=MANY, clip_grad=1e9))
-        metrics = grpo_step(self.session, role, Step(ROWS, [], 0.0, (7,)))
+        metrics = grpo_step(self.session, role, Step(ROWS, [], [], 0.0, (7,)))
         return self._gradient(), metrics["reward/mean"]
 
     def exact(self, role, start: str, objective) -> Tensor:

@@ -197,13 +197,14 @@ def test_the_baseline_went_on_from_the_warmup(folder, role):
     assert furthest("swirl", "warmup") > 0.5 * sum(rates)
 
 
-def test_phase_one_reads_annotations_of_unlabelled_rows(folder):
+@pytest.mark.parametrize("role", ROLES)
+def test_a_phase_reads_annotations_of_unlabelled_rows(folder, role):
     """Latent actions for 18 of the state-only rows, each with log Q(z|x,y) and log P(y|x,z) under the run's models."""
-    rows = list(TransitionFile(folder / "annotations-1.jsonl", None))
+    rows = list(TransitionFile(folder / f"annotations-1-{role}.jsonl", None))
     states = {(row.x, row.y) for row in TransitionFile(folder.parent.parent / "data" / "unlabelled.jsonl", None)}
     assert len(rows) == len({row.id for row in rows}) == 18
     assert all((row.x, row.y) in states and row.z is not None for row in rows)
-    scores = [json.loads(line) for line in (folder / "annotation_scores-1.jsonl").read_text().splitlines()]
+    scores = [json.loads(line) for line in (folder / f"annotation_scores-1-{role}.jsonl").read_text().splitlines()]
     assert [score["id"] for score in scores] == [row.id for row in rows]
     assert all(score["idm_logprob"] < 0 and score["fwm_logprob"] < 0 for score in scores)
 

@@ -59,7 +59,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(runs, whole, stopped):
     for one, other in zip(actual, expected, strict=True):
         assert one == other, stops(runs / stopped)
     assert summary(runs / stopped) == summary(runs / whole)
-    for name in ("samples.jsonl", "annotations-1.jsonl", "annotation_scores-1.jsonl"):
+    annotations = (f"{kind}-1-{role}.jsonl" for kind in ("annotations", "annotation_scores") for role in ("fwm", "idm"))
+    for name in ("samples.jsonl", *annotations):
         assert (runs / stopped / name).read_bytes() == (runs / whole / name).read_bytes()
 
 

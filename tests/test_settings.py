@@ -136,7 +136,6 @@ OUT_OF_RANGE = [
     (["phase.fwm.lr=nan"], 1, "phase.fwm.lr=nan: out of range"),
     (["phase.fwm.kl_beta=-0.1"], 1, "phase.fwm.kl_beta=-0.1: out of range"),
     (["phase.fwm.reward_floor=1"], 1, "reward_floor=1.0: out of range: it must be below 0"),
-    (["phase.idm.mstep=1"], 1, "phase.idm.mstep=1.0: an IDM's target is sampled"),
     (["phase.idm.policy_gradient=0", "phase.idm.replay=0"], 1, "nothing trains"),
     (["alternation.order=[]"], 1, "alternation.order=[]: no role trains: give e.g. [fwm,idm]"),
     (["data.fwm.max_length=256"], 1, "data.fwm.max_length=256: leaves no room for a prompt in model.max_length=256"),

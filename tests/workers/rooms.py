@@ -94,7 +94,7 @@ def fwm_steps(session, folder: Path) -> list[dict]:
     options |= {"sampling": SamplingConfig(1.0, 0, 1.0), "aggregation": Aggregation.sequence_mean}
     configure(session, FWM, optimizer_steps=1, **options)
     rows = labelled(session)
-    steps = [Step(rows[6 * i : 6 * i + 6], rows[i : i + 5], 1e-2, (5, i)) for i in range(3)]
+    steps = [Step(rows[6 * i : 6 * i + 6], rows[6 * i : 6 * i + 6], rows[i : i + 5], 1e-2, (5, i)) for i in range(3)]
     metrics = [timeless(grpo_step(session, FWM, step)) for step in steps]
     folder.parent.mkdir(exist_ok=True)
     run_state.save_weights(session.actor, Path(session.cfg.model.fwm), folder)
@@ -108,12 +108,12 @@ def idm_steps(session) -> list[dict]:
     options |= {"sampling": SamplingConfig(0.8, 20, 0.9), "aggregation": Aggregation.token_mean, "divide_by_std": False}
     configure(session, IDM, optimizer_steps=2, **options)
     rows = labelled(session)
-    return [timeless(grpo_step(session, IDM, Step(rows[:8], rows[8:12], 1e-2, (6, i)))) for i in range(2)]
+    return [timeless(grpo_step(session, IDM, Step(rows[:8], [], rows[8:12], 1e-2, (6, i)))) for i in range(2)]
 
 
 def half_dead(session) -> dict:
     """A step on two groups of which one is dead: under DP2 one rank has nothing to train on."""
-    step = Step(labelled(session)[:2], [], 1e-2, (7,))
+    step = Step(labelled(session)[:2], [], [], 1e-2, (7,))
     phase = policy_gradient_alone(session, 0.0)
     begin(session, FWM, "half dead")
     stds = session.gather(group_stds(session, phase, step))
@@ -126,7 +126,7 @@ def all_dead(session) -> dict:
     begin(session, FWM, "all dead")
     policy_gradient_alone(session, 1e9)
     before = weights(session)
-    metrics = timeless(grpo_step(session, FWM, Step(labelled(session)[:2], [], 1e-2, (8,))))
+    metrics = timeless(grpo_step(session, FWM, Step(labelled(session)[:2], [], [], 1e-2, (8,))))
     return metrics | {"same weights": same(before, weights(session))}
 
 
