@@ -6,7 +6,7 @@ optimizer are all that a checkpoint needs to go on exactly, in any layout.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import annotation, supervised
@@ -222,17 +222,18 @@ class Driver:
         """What the phase draws prompts from, and what its M-step draws annotated transitions from.
 
         Phase I needs actions for both: gold where labelled, else those of the current IDM. Phase II's prompts are
-        states alone; annotations tell where the IDM is certain, and its M-step trains on the plausible ones.
+        states alone; annotations tell where the IDM is certain, and are what its M-step trains on.
         """
-        cfg, wanted = self.cfg.annotate, phase.steps * phase.prompts
-        if stage.roles == (FWM,):
-            rows = annotation.select(self._annotations(stage), FWM, cfg, wanted) + list(self.labelled)
-            return rows, rows
-        if cfg.certainty_ceiling is None and not phase.mstep:
+        ceiling, wanted = self.cfg.annotate.certainty_ceiling, phase.steps * phase.prompts
+        (role,) = stage.roles
+        if role is IDM and ceiling is None and not phase.mstep:
             return self.unlabelled, []
         annotated = self._annotations(stage)
-        plausible = annotation.select(annotated, IDM, cfg, wanted) if phase.mstep else []
-        return annotation.select(annotated, IDM, replace(cfg, plausibility_floor=None), wanted), plausible
+        if role is FWM:
+            rows = annotation.select(annotated, role, phase, ceiling)[:wanted] + list(self.labelled)
+            return rows, rows
+        sure = annotation.select(annotated, role, phase, ceiling)[:wanted] if phase.mstep else []
+        return annotation.uncertain_first(annotated, role, ceiling)[:wanted], sure
 
     def _annotations(self, stage: Stage) -> list[annotation.Annotated]:
         """Actions of the current IDM for a pool of state-only transitions, drawn when the phase begins."""

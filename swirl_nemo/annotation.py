@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .actor.batch import plain
-from .config import AnnotateConfig
+from .config import PhaseConfig
 from .data.batch import collate
 from .data.transition import Transition
 from .roles import FWM, IDM, Role
@@ -68,21 +68,30 @@ def target_logprobs(session: Session, role, transitions: list[Transition]) -> li
     return session.actor.get_inference_log_probs(list(scored))[0].sum(1).tolist()
 
 
-def select(annotated: list[Annotated], role: Role, cfg: AnnotateConfig, wanted: int) -> list[Transition]:
-    """What `role` trains on: plausible annotations, those that it is already certain of only if others run out.
+def select(annotated: list[Annotated], role: Role, phase: PhaseConfig, ceiling: float | None) -> list[Transition]:
+    """Annotations that both models are sure enough of, those that `role` is already certain of last.
 
-    At most `wanted`, the number of transitions that the phase reads. Raises ValueError where none is plausible.
+    Raises ValueError where none is left.
     """
-    floor = -float("inf") if cfg.plausibility_floor is None else cfg.plausibility_floor
-    ceiling = float("inf") if cfg.certainty_ceiling is None else cfg.certainty_ceiling
-    kept = [a for a in annotated if a.fwm_logprob >= floor]
+    floors = {"plausibility_floor": phase.plausibility_floor, "confidence_floor": phase.confidence_floor}
+    plausible, confident = (-float("inf") if floor is None else floor for floor in floors.values())
+    kept = [a for a in annotated if a.fwm_logprob >= plausible and a.idm_logprob >= confident]
     if not kept:
         raise ValueError(
-            f"annotate.plausibility_floor={floor}: none of {len(annotated)} annotations is that likely under the FWM: "
-            f"lower it, give null, or warm the models up for longer"
+            f"phase.{role.name}: none of {len(annotated)} annotations passes {floors}: lower them, give null, or warm "
+            f"the models up for longer"
         )
-    kept.sort(key=lambda a: (a.fwm_logprob if role is FWM else a.idm_logprob) > ceiling)  # stable: the file's order
-    return [a.transition for a in kept[:wanted]]
+    return uncertain_first(kept, role, ceiling)
+
+
+def uncertain_first(annotated: list[Annotated], role: Role, ceiling: float | None) -> list[Transition]:
+    """All of them, those whose target `role` gives a summed log-prob over `ceiling` last: it knows them already."""
+    certain = float("inf") if ceiling is None else ceiling
+
+    def known(a: Annotated) -> bool:
+        return (a.fwm_logprob if role is FWM else a.idm_logprob) > certain
+
+    return [a.transition for a in sorted(annotated, key=known)]  # stable: the file's order
 
 
 def write(annotated: list[Annotated], transitions: Path, scores: Path) -> None:

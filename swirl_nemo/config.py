@@ -122,8 +122,7 @@ class SftConfig:
 class AnnotateConfig:
     greedy: bool = MISSING
     pool: int = MISSING  # state-only transitions annotated an iteration; 0: all of them
-    plausibility_floor: float | None = MISSING  # keep where summed log P(y|x,z) under the FWM is at least this
-    certainty_ceiling: float | None = MISSING  # put last where it is above this: nothing is left to learn there
+    certainty_ceiling: float | None = MISSING  # put last where the policy's target is likelier: nothing to learn there
 
 
 @dataclass
@@ -155,6 +154,8 @@ class PhaseConfig:
     reward_floor: float = MISSING
     policy_gradient: float = MISSING  # weight of the GRPO loss; 0 leaves replay and M-step alone
     mstep: float = MISSING  # weight of the supervised loss on plausible annotations; for the FWM the ELBO's gradient
+    plausibility_floor: float | None = MISSING  # of annotations, keep where summed log P(y|x,z) is at least this
+    confidence_floor: float | None = MISSING  # and where the IDM's summed log Q(z|x,y) is at least this
     replay: float = MISSING  # weight of the supervised loss on labelled rows
     replay_batch: int = MISSING
 

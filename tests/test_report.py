@@ -15,10 +15,12 @@ CONFIG = """\
 run: {name: made-up, seed: 7}
 model: {weights: separate}
 alternation: {iterations: 2, order: [idm, fwm]}
-annotate: {plausibility_floor: -8.0, certainty_ceiling: null}
+annotate: {certainty_ceiling: null}
 phase:
-  fwm: {policy_gradient: 1.0, dead_std: 0.1, replay: 1.0, mstep: 3.0, kl_beta: 0.04, group: 8, divide_by_std: true}
-  idm: {policy_gradient: 0.0, dead_std: 0.0, replay: 0.0, mstep: 0.0, kl_beta: 0.0, group: 16, divide_by_std: false}
+  fwm: {policy_gradient: 1.0, dead_std: 0.1, replay: 1.0, mstep: 3.0, kl_beta: 0.04, group: 8, divide_by_std: true,
+        plausibility_floor: -8.0, confidence_floor: null}
+  idm: {policy_gradient: 0.0, dead_std: 0.0, replay: 0.0, mstep: 0.0, kl_beta: 0.0, group: 16, divide_by_std: false,
+        plausibility_floor: null, confidence_floor: -0.05}
 """
 ENV = {
     "started": "2026-01-01T00:00:00+00:00",

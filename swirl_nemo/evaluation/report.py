@@ -116,7 +116,10 @@ def switches(config: dict) -> list[tuple[str, str, str]]:
     def least_std(value: float) -> str:
         return f"std under {value:g} dropped" if value else "none dropped for a small std"
 
-    floor, ceiling = config["annotate"]["plausibility_floor"], config["annotate"]["certainty_ceiling"]
+    def least(name: str):
+        return lambda floor: "off" if floor is None else f"{name} ≥ {floor:g}"
+
+    ceiling = config["annotate"]["certainty_ceiling"]
     alternation = config["alternation"]
     order = " → ".join({"fwm": "FWM (Phase I)", "idm": "IDM (Phase II)"}[name] for name in alternation["order"])
     return [
@@ -126,7 +129,8 @@ def switches(config: dict) -> list[tuple[str, str, str]]:
         both("dead groups", "dead_std", least_std),
         both("labelled replay", "replay", weight),
         both("M-step", "mstep", weight),
-        ("plausibility floor", "off" if floor is None else f"log P(y|x,z) ≥ {floor:g}", ""),
+        both("plausibility floor", "plausibility_floor", least("log P(y|x,z)")),
+        both("confidence floor", "confidence_floor", least("log Q(z|x,y)")),
         ("certainty ceiling", "off" if ceiling is None else f"above {ceiling:g} put last", ""),
         both("KL", "kl_beta", lambda beta: f"β {beta:g}" if beta else "off"),
         both("group size", "group"),
