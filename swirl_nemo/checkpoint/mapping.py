@@ -1,6 +1,6 @@
 """How a family of Hugging Face models maps to Megatron Core: tables, no control flow. One `Family` per architecture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,21 +13,53 @@ LAYERS = "decoder.layers."
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """How Hugging Face tensors become one Megatron tensor, and back.
+
+    `split(join(*tensors), shapes)` are those tensors, bit for bit, given their shapes; padding is dropped. `split` gives
+    views where it can.
+    """
+
+    join: Callable[..., Tensor]
+    split: Callable[[Tensor, list[Shape]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
 class Weight:
     """One Megatron tensor and the Hugging Face tensors that it is made of.
 
     `target` is its key in Megatron's distributed checkpoint, where the layers of a model are slices of one tensor: a
     target under `decoder.layers.` stands for all layers, and its sources name theirs by "{layer}". `sources` maps a
-    Hugging Face name to the shape that it must have; `join` takes them in this order.
+    Hugging Face name to the shape that it must have; `fusion` takes them in this order.
     """
 
     target: str
     sources: dict[str, Shape]
-    join: Callable[..., Tensor]
+    fusion: Fusion
 
     @property
     def layered(self) -> bool:
         return self.target.startswith(LAYERS)
+
+    @property
+    def shape(self) -> Shape:
+        """Of the Megatron tensor, of one layer where it is layered."""
+        return tuple(self.join(*(torch.empty(shape, device="meta") for shape in self.sources.values())).shape)
+
+    def join(self, *tensors: Tensor) -> Tensor:
+        return self.fusion.join(*tensors)
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of `sources`, in order, from the Megatron tensor of one layer."""
+        return self.fusion.split(tensor, list(self.sources.values()))
+
+    def names(self, layer: int) -> list[str]:
+        """The Hugging Face names of one layer's sources."""
+        return [name.format(layer=layer) for name in self.sources]
+
+    def layers(self, num_layers: int) -> Iterator[int]:
+        """The layers that hold a slice of it; the one layer 0 where it is not layered."""
+        return iter(range(num_layers if self.layered else 1))
 
 
 @dataclass(frozen=True)
@@ -58,42 +90,54 @@ class Family:
     stateful: tuple[str, ...]
 
 
-def same(tensor: Tensor) -> Tensor:
-    return tensor
+SAME = Fusion(lambda tensor: tensor, lambda tensor, shapes: (tensor,))
+
+# Rows of the first tensor, then of the next: gate over up, as Megatron's gated linear unit splits them.
+STACK = Fusion(
+    lambda *tensors: torch.cat(tensors), lambda tensor, shapes: tensor.split([shape[0] for shape in shapes])
+)
 
 
-def stack(*tensors: Tensor) -> Tensor:
-    """Rows of the first tensor, then of the next: gate over up, as Megatron's gated linear unit splits them."""
-    return torch.cat(tensors)
-
-
-def by_query_group(groups: int, padded: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Join q [H*D, ...], k and v [groups*D, ...] as Megatron's fused QKV: per group its queries, its key, its value.
+def by_query_group(groups: int, padded: int) -> Fusion:
+    """q [H*D, ...], k and v [groups*D, ...] as Megatron's fused QKV: per group its queries, its key, its value.
 
     Zero groups are added up to `padded`.
     """
 
     def join(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         fused = torch.cat([tensor.unflatten(0, (groups, -1)) for tensor in (q, k, v)], dim=1)
-        return torch.cat([fused, fused.new_zeros(padded - groups, *fused.shape[1:])]).flatten(0, 1)
+        if padded > groups:
+            fused = torch.cat([fused, fused.new_zeros(padded - groups, *fused.shape[1:])])
+        return fused.flatten(0, 1)
 
-    return join
+    def split(fused: Tensor, shapes: list[Shape]) -> tuple[Tensor, ...]:
+        grouped = fused.unflatten(0, (padded, -1))[:groups]
+        return tuple(part.flatten(0, 1) for part in grouped.split([shape[0] // groups for shape in shapes], dim=1))
+
+    return Fusion(join, split)
 
 
-def pad_input_groups(groups: int, padded: int) -> Callable[[Tensor], Tensor]:
+def pad_input_groups(groups: int, padded: int) -> Fusion:
     """Columns of zeros in the attention's output projection [hidden, H*D], for the groups that are only padding."""
 
     def join(projection: Tensor) -> Tensor:
         width = projection.shape[1] // groups
-        return torch.nn.functional.pad(projection, (0, (padded - groups) * width))
+        return torch.nn.functional.pad(projection, (0, (padded - groups) * width)) if padded > groups else projection
 
-    return join
+    def split(projection: Tensor, shapes: list[Shape]) -> tuple[Tensor, ...]:
+        return (projection[:, : shapes[0][1]],)
+
+    return Fusion(join, split)
 
 
-def pad_rows(rows: int) -> Callable[[Tensor], Tensor]:
+def pad_rows(rows: int) -> Fusion:
     """Zero rows below an embedding [V, hidden] up to `rows`."""
 
     def join(embedding: Tensor) -> Tensor:
-        return torch.nn.functional.pad(embedding, (0, 0, 0, rows - embedding.shape[0]))
+        added = rows - embedding.shape[0]
+        return torch.nn.functional.pad(embedding, (0, 0, 0, added)) if added else embedding
 
-    return join
+    def split(embedding: Tensor, shapes: list[Shape]) -> tuple[Tensor, ...]:
+        return (embedding[: shapes[0][0]],)
+
+    return Fusion(join, split)
