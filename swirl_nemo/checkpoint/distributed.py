@@ -77,7 +77,9 @@ class DistributedWriter:
 
     def finish(self) -> None:
         metadata = Metadata(self._tensors, storage_data=self._storage)
-        metadata.mcore_data = {key: {} for key, kind in self._tensors.items() if isinstance(kind, TensorStorageMetadata)}
+        metadata.mcore_data = {
+            key: {} for key, kind in self._tensors.items() if isinstance(kind, TensorStorageMetadata)
+        }
         self._file.flush()
         torch.save({}, self._folder / COMMON)
         common = {"common_backend": "torch", "common_backend_version": 1}
@@ -143,7 +145,9 @@ class DistributedTensors:
         shape = tuple(kind.size)[layered:]
         held = sum(math.prod(chunk.sizes) for chunk in chunks)
         if held != math.prod(shape) or any(layered and chunk.sizes[0] != 1 for chunk in chunks):
-            raise ValueError(f"{self._folder}: {target} has {held} of {math.prod(shape)} values: take another checkpoint")
+            raise ValueError(
+                f"{self._folder}: {target} has {held} of {math.prod(shape)} values: take another checkpoint"
+            )
         if len(chunks) == 1:
             return self._load(target, chunks[0]).view(shape)
         whole = torch.empty(shape, dtype=kind.properties.dtype)

@@ -106,9 +106,8 @@ def read_config(folder: Path) -> tuple[Family, PretrainedConfig]:
     try:
         _check_values(keys)
         config = _parse(family, keys)
-        for key in ("quantization_config",):
-            if getattr(config, key, None) is not None:
-                raise ValueError(f"{key} is not supported: import the model before it was quantised")
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError("quantization_config is not supported: import the model before it was quantised")
         if config.num_attention_heads % config.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         family.check(config)
@@ -194,7 +193,9 @@ def _check_tensors(hf_dir: Path, tensors: Tensors, weights: list[Weight], num_la
         kinds = {entries[name].dtype: name for layer in weight.layers(num_layers) for name in weight.names(layer)}
         if len(kinds) > 1:  # they become one tensor
             found = ", ".join(f"{name} {kind}" for kind, name in sorted(kinds.items()))
-            raise ValueError(f"{hf_dir}: tensors of one kind have several dtypes ({found}): save the model in one dtype")
+            raise ValueError(
+                f"{hf_dir}: tensors of one kind have several dtypes ({found}): save the model in one dtype"
+            )
 
 
 def _written(weight: Weight, num_layers: int, tensors: Tensors) -> int:

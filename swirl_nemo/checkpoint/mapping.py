@@ -16,8 +16,8 @@ LAYERS = "decoder.layers."
 class Fusion:
     """How Hugging Face tensors become one Megatron tensor, and back.
 
-    `split(join(*tensors), shapes)` are those tensors, bit for bit, given their shapes; padding is dropped. `split` gives
-    views where it can.
+    `split(join(*tensors), shapes)` are those tensors, bit for bit, given their shapes; padding is dropped. `split`
+    gives views where it can.
     """
 
     join: Callable[..., Tensor]
@@ -93,9 +93,7 @@ class Family:
 SAME = Fusion(lambda tensor: tensor, lambda tensor, shapes: (tensor,))
 
 # Rows of the first tensor, then of the next: gate over up, as Megatron's gated linear unit splits them.
-STACK = Fusion(
-    lambda *tensors: torch.cat(tensors), lambda tensor, shapes: tensor.split([shape[0] for shape in shapes])
-)
+STACK = Fusion(lambda *tensors: torch.cat(tensors), lambda tensor, shapes: tensor.split([shape[0] for shape in shapes]))
 
 
 def by_query_group(groups: int, padded: int) -> Fusion:

@@ -50,7 +50,9 @@ class Tensors:
                 raise ValueError(f"{path} is missing: {INDEX} names it; download it again")
             for name, entry in _header(path).items():
                 if name in self.entries:
-                    raise ValueError(f"{path} and {self.entries[name].path} both hold tensor {name}: remove one of them")
+                    raise ValueError(
+                        f"{path} and {self.entries[name].path} both hold tensor {name}: remove one of them"
+                    )
                 self.entries[name] = entry
 
     def __enter__(self) -> "Tensors":
@@ -89,7 +91,8 @@ def _paths(folder: Path) -> list[Path]:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
     found = f", only {pickles[0]}, whose pickle may run code when it is loaded" if pickles else ""
     raise ValueError(
-        f"{folder} has neither {SINGLE} nor {INDEX}{found}: save the model with save_pretrained(safe_serialization=True)"
+        f"{folder} has neither {SINGLE} nor {INDEX}{found}: "
+        "save the model with save_pretrained(safe_serialization=True)"
     )
 
 
@@ -166,14 +169,15 @@ class ShardWriter:
         for file in self._files:
             file.close()
 
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Cast to the planned dtype where it has another."""
+    def write(self, name: str, tensor: Tensor) -> int:
+        """Cast to the planned dtype where it has another; returns the bytes written."""
         dtype, shape = self._plan[name]
         assert tuple(tensor.shape) == shape, (name, tensor.shape, shape)
         file, offset = self._places.pop(name)
         view, done = raw(tensor.to(dtype).contiguous()), 0
         while done < len(view):
             done += os.pwrite(file.fileno(), view[done : done + (1 << 30)], offset + done)
+        return done
 
     def finish(self) -> None:
         assert not self._places, f"{sorted(self._places)} were not written"
