@@ -35,9 +35,9 @@ def export_hf(
     """Write the NeMo checkpoint `nemo_dir` as the Hugging Face folder `out`, which must not exist.
 
     `dtype` None keeps that of the checkpoint, bit for bit. Files hold up to `shard_size` bytes. With `verify` the
-    folder is first loaded with transformers: its log-probs on the lines of `prompts`, or on random tokens, must be those of
-    Megatron's model. Returns the largest difference, None without. Raises ValueError, in one line, for a folder that
-    cannot be exported and where log-probs differ; `out` appears whole or not at all.
+    folder is first loaded with transformers: its log-probs on the lines of `prompts`, or on random tokens, must be
+    those of Megatron's model. Returns the largest difference, None without. Raises ValueError, in one line, for a
+    folder that cannot be exported and where log-probs differ; `out` appears whole or not at all.
     """
     if out.exists():
         raise ValueError(f"{out} exists: name a new folder, or remove it")

@@ -16,7 +16,8 @@ _LONGEST = 512  # tokens of a prompt that are looked at
 def compare(nemo_dir: Path, hf_dir: Path, prompts: Path | None, lossless: bool) -> float:
     """The largest difference of a token's log-prob, both in float32. Raises ValueError where it is too large."""
     rows = _tokens(nemo_dir, prompts)
-    theirs, ours = transformers_logprobs(hf_dir, rows), megatron_logprobs(nemo_dir, rows)
+    theirs = transformers_logprobs(hf_dir, rows)
+    ours = megatron_logprobs(load_actor(nemo_dir, max(map(len, rows))), rows)
     differences = torch.cat([(one - other).abs() for one, other in zip(ours, theirs, strict=True)])
     worst, limit = float(differences.max()), _LOSSLESS if lossless else _ROUNDED
     if not worst <= limit:
@@ -43,25 +44,33 @@ def transformers_logprobs(hf_dir: Path, rows: list[list[int]]) -> list[Tensor]:
     return [score.gather(1, torch.tensor(row[1:])[:, None])[:, 0] for score, row in zip(scores, rows, strict=True)]
 
 
-def megatron_logprobs(nemo_dir: Path, rows: list[list[int]], overrides: tuple[str, ...] = ()) -> list[Tensor]:
-    """The same through the actor, in this process or, under torchrun, in all; `overrides` are a run's settings."""
+def load_actor(nemo_dir: Path, longest: int, overrides: tuple[str, ...] = ()):
+    """The live model of a checkpoint, for sequences of up to `longest` tokens; `overrides` are a run's settings.
+
+    One for each process that torchrun started, if it did.
+    """
     from ..settings import compose
 
-    longest = max(map(len, rows))
-    settings = [f"model.fwm={nemo_dir}", f"model.max_length={longest}", "parallel.micro_batch=1", *overrides]
-    cfg = compose(settings)
+    cfg = compose([f"model.fwm={nemo_dir}", f"model.max_length={longest}", "parallel.micro_batch=1", *overrides])
 
     from ..actor.build import build_actor
 
     actor = build_actor(cfg, nemo_dir)
 
-    from ..actor.batch import plain
-    from ..rollout.sampling import unrestricted
     from .run_state import load_weights
 
     load_weights(actor, nemo_dir)
-    distribution = unrestricted(actor.cfg.vocab_size, actor.padded_vocab_size, 0).to(torch.cuda.current_device())
-    sequences = collate([row[:1] for row in rows], [row[1:] for row in rows], 0).to(torch.cuda.current_device())
+    return actor
+
+
+def megatron_logprobs(actor, rows: list[list[int]]) -> list[Tensor]:
+    """The same as `transformers_logprobs` through the actor."""
+    from ..actor.batch import plain
+    from ..rollout.sampling import unrestricted
+
+    device = torch.cuda.current_device()
+    distribution = unrestricted(actor.cfg.vocab_size, actor.padded_vocab_size, 0).to(device)
+    sequences = collate([row[:1] for row in rows], [row[1:] for row in rows], 0).to(device)
     logprobs, _ = actor.get_inference_log_probs(list(plain(sequences, distribution, 1))).cpu()
     return [values[: len(row) - 1] for values, row in zip(logprobs, rows, strict=True)]
 
