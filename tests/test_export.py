@@ -85,13 +85,11 @@ def test_an_export_generates_with_transformers(nemo, tmp_path):
 def test_any_sharding_is_read(tmp_path):
     """Chunks of rows and of columns, as tensor parallelism saves them, and a hole, which is named."""
     whole = torch.arange(2 * 4 * 6.0).view(2, 4, 6)
-    state = {"model.decoder.layers.a.weight": whole, "model.b": torch.ones(3)}
     folder = tmp_path / "weights"
     with DistributedWriter(folder, 2) as writer:
         for layer in range(2):
             writer.write("decoder.layers.a.weight", layer, whole[layer])
         writer.finish()
-    assert state["model.b"].sum() == 3
     with DistributedTensors(folder) as tensors:
         kind = tensors._tensors["decoder.layers.a.weight"]
         parts = [(slice(0, 2), slice(0, 6)), (slice(2, 4), slice(0, 4)), (slice(2, 4), slice(4, 6))]
@@ -103,7 +101,7 @@ def test_any_sharding_is_read(tmp_path):
             )
             chunks[chunk.offsets] = (chunk, whole[1:2, rows, columns])
         kind.chunks[1:] = [chunk for chunk, _ in chunks.values()]
-        tensors._load = lambda target, chunk: chunks[chunk.offsets][1]
+        tensors._load = lambda target, chunk, out: out.copy_(chunks[chunk.offsets][1][0])
         assert torch.equal(tensors.read("decoder.layers.a.weight", 1), whole[1])
         kind.chunks.pop()
         with pytest.raises(ValueError, match="a.weight has 20 of 24 values"):

@@ -117,7 +117,11 @@ MISTAKES = {
         lambda hf: set_config(hf, rope_scaling={"rope_type": "yarn", "factor": 2.0}),
         "config.json: rope_scaling .* is not supported",
     ),
-    "half a rope": (lambda hf: set_config(hf, rope_scaling={"rope_type": "linear"}), "factor must be a number over 0"),
+    "half a rope": (lambda hf: set_config(hf, rope_scaling={"rope_type": "linear"}), "config.json: it cannot be read"),
+    "rope factor": (
+        lambda hf: set_config(hf, rope_scaling={"rope_type": "linear", "factor": "2"}),
+        "rope_scaling .*: factor must be a number over 0",
+    ),
     "code of its own": (lambda hf: set_config(hf, auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map asks"),
     "tokenizer's code": (
         lambda hf: (hf / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'),
@@ -139,7 +143,10 @@ MISTAKES = {
         "only pytorch_model.bin, whose pickle may run code",
     ),
     "integers": (lambda hf: edit_tensors(hf, lambda t: t.update({Q: t[Q].int()})), f"{Q} is I32: import a model in"),
-    "two dtypes": (lambda hf: edit_tensors(hf, lambda t: t.update({Q: t[Q].half()})), "differ in dtype"),
+    "two dtypes": (
+        lambda hf: edit_tensors(hf, lambda t: t.update({Q: t[Q].half()})),
+        "tensors of one kind have several dtypes",
+    ),
     "path outside": (
         lambda hf: (hf / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'),
         "weight_map must name files of this folder",

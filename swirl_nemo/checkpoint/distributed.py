@@ -8,6 +8,9 @@ import io
 import json
 import math
 import pickle
+import struct
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from .mapping import LAYERS
+from .safetensors_files import Scratch, fill
 
 PREFIX = "model."  # MegatronGPTModel keeps its GPTModel under this name
 METADATA, FORMAT, COMMON = ".metadata", "metadata.json", "common.pt"
@@ -116,6 +120,7 @@ class DistributedTensors:
         }
         self._storage = metadata.storage_data
         self._files: dict[str, BinaryIO] = {}
+        self._whole, self._part = Scratch(), Scratch()
         for index, place in self._storage.items():
             path = self._path(place.relative_path)
             if not path.is_file() or path.stat().st_size < place.offset + place.length:
@@ -139,7 +144,7 @@ class DistributedTensors:
         return tuple(self._tensors[target].size)
 
     def read(self, target: str, layer: int) -> Tensor:
-        """A tensor whole, or layer `layer` of a target under `decoder.layers.`"""
+        """A tensor whole, or layer `layer` of a target under `decoder.layers.`; valid until the next call."""
         kind, layered = self._tensors[target], target.startswith(LAYERS)
         chunks = [chunk for chunk in kind.chunks if not layered or chunk.offsets[0] == layer]
         shape = tuple(kind.size)[layered:]
@@ -148,28 +153,30 @@ class DistributedTensors:
             raise ValueError(
                 f"{self._folder}: {target} has {held} of {math.prod(shape)} values: take another checkpoint"
             )
+        whole = self._whole.tensor(shape, kind.properties.dtype)
         if len(chunks) == 1:
-            return self._load(target, chunks[0]).view(shape)
-        whole = torch.empty(shape, dtype=kind.properties.dtype)
+            self._load(target, chunks[0], whole)
+            return whole
         for chunk in chunks:
             ranges = list(zip(chunk.offsets, chunk.sizes, strict=True))[layered:]
-            part = tuple(slice(start, start + length) for start, length in ranges)
-            whole[part] = self._load(target, chunk).view(whole[part].shape)
+            part = whole[tuple(slice(start, start + length) for start, length in ranges)]
+            values = self._part.tensor(part.shape, part.dtype)
+            self._load(target, chunk, values)
+            part.copy_(values)
         return whole
 
-    def _load(self, target: str, chunk: ChunkStorageMetadata) -> Tensor:
+    def _load(self, target: str, chunk: ChunkStorageMetadata, out: Tensor) -> None:
         place = self._storage[MetadataIndex(PREFIX + target, chunk.offsets)]
         path = self._path(place.relative_path)
         if place.relative_path not in self._files:
             self._files[place.relative_path] = path.open("rb", buffering=0)
+        file = self._files[place.relative_path]
         try:
-            tensor = torch.load(_Slice(self._files[place.relative_path], place.offset, place.length), weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{path}: {target} cannot be read ({reason}): take another checkpoint") from error
-        if not isinstance(tensor, Tensor) or tensor.shape != chunk.sizes:
-            raise ValueError(f"{path}: {target} is not what {METADATA} says: take another checkpoint")
-        return tensor
+            start = place.offset + _data_offset(_Slice(file, place.offset, place.length), chunk.sizes, out)
+        except Exception as error:  # whatever unpacking broken bytes may raise
+            raise ValueError(f"{path}: {target} cannot be read ({error}): take another checkpoint") from error
+        if start + out.nbytes > place.offset + place.length or not fill(file, start, out):
+            raise ValueError(f"{path}: {target} cannot be read (it is cut): take another checkpoint")
 
     def _path(self, name: str) -> Path:
         if Path(name).name != name:
@@ -229,6 +236,44 @@ class _Records(pickle.Unpickler):
         if name not in self.ALLOWED.get(module, ()):
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is no record of a checkpoint")
         return super().find_class(module, name)
+
+
+def _data_offset(saved: "_Slice", shape: torch.Size, out: Tensor) -> int:
+    """Where, in what torch.save wrote of a tensor of `shape` and of `out`'s dtype, its values begin.
+
+    torch.load would read them into fresh memory. Raises where it is another tensor, or not one in memory's order.
+    """
+    archive = zipfile.ZipFile(saved)
+    (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    storage, offset, size, stride = _TensorRecord(io.BytesIO(archive.read(name))).load()
+    kind, number, count = storage[1], storage[2], storage[4]
+    expected = torch.empty(shape, dtype=out.dtype, device="meta")
+    if (kind, offset, size, stride, count) != (out.dtype, 0, shape, expected.stride(), out.numel()):
+        raise ValueError(f"it is not what {METADATA} says")
+    entry = archive.getinfo(f"{name.removesuffix('.pkl')}/{number}")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != out.nbytes:
+        raise ValueError("its values have another size")
+    saved.seek(entry.header_offset + 26)  # of a local file header's 30 bytes, the lengths of what follows them
+    return entry.header_offset + 30 + sum(struct.unpack("<HH", saved.read(4)))
+
+
+class _TensorRecord(pickle.Unpickler):
+    """What torch.save says of a tensor: (its storage's record, offset, size, stride). Builds nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, size, stride, *_: (storage, offset, size, stride)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor's")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+_STORAGES = {"FloatStorage": torch.float32, "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16}
 
 
 class _Slice(io.RawIOBase):

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
@@ -19,7 +20,7 @@ from .distributed import DistributedWriter
 from .families import FAMILIES
 from .folders import new_folder, progress
 from .mapping import Family, Padding, Weight
-from .safetensors_files import DTYPES, Tensors, read_json
+from .safetensors_files import DTYPES, Scratch, Tensors, read_json
 
 MODEL_CONFIG, TOKENIZER, WEIGHTS = "model_config.yaml", "tokenizer", "model_weights"  # NeMo's names; tokenizer is ours
 CONFIG = "config.json"
@@ -63,9 +64,14 @@ def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
             OmegaConf.save(_model_config(hf_dir, family, config, padding), partial / MODEL_CONFIG)
             _copy_tokenizer(hf_dir, partial / TOKENIZER)
             with DistributedWriter(partial / WEIGHTS, layers) as writer:
+                scratch = Scratch()
                 for weight in weights:
                     for layer in weight.layers(layers):
-                        tensor = weight.join(*map(tensors.read, weight.names(layer)))
+                        tensor = scratch.tensor(weight.shape, _dtype(weight, tensors))
+                        if weight.padded:
+                            tensor.zero_()
+                        for name, view in zip(weight.names(layer), weight.views(tensor), strict=True):
+                            tensors.read(name, view)
                         writer.write(weight.target, layer, tensor)
                         advance(tensor.nbytes)
                 for module in family.stateful:
@@ -200,8 +206,11 @@ def _check_tensors(hf_dir: Path, tensors: Tensors, weights: list[Weight], num_la
 
 def _written(weight: Weight, num_layers: int, tensors: Tensors) -> int:
     """Bytes of a weight in the checkpoint, all layers."""
-    dtype = DTYPES[tensors.entries[weight.names(0)[0]].dtype]
-    return math.prod(weight.shape) * dtype.itemsize * len(list(weight.layers(num_layers)))
+    return math.prod(weight.shape) * _dtype(weight, tensors).itemsize * len(weight.layers(num_layers))
+
+
+def _dtype(weight: Weight, tensors: Tensors) -> torch.dtype:
+    return DTYPES[tensors.entries[weight.names(0)[0]].dtype]
 
 
 def _model_config(hf_dir: Path, family: Family, config: PretrainedConfig, padding: Padding) -> DictConfig:

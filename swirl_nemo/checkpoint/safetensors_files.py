@@ -25,6 +25,32 @@ def raw(tensor: Tensor) -> memoryview:
     return memoryview(tensor.view(-1).view(torch.uint8).numpy())
 
 
+class Scratch:
+    """Memory for one tensor at a time, the same for all: fresh memory costs more than to read a tensor into it."""
+
+    def __init__(self):
+        self._memory = bytearray()
+
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Uninitialised, and valid until the next call. Its storage has its size, not the scratch's."""
+        count = math.prod(shape)
+        if len(self._memory) < count * dtype.itemsize:
+            self._memory = bytearray(count * dtype.itemsize)
+        return torch.frombuffer(self._memory, dtype=dtype, count=count).view(shape)
+
+
+def fill(file: BinaryIO, offset: int, tensor: Tensor) -> bool:
+    """Read a contiguous tensor's bytes from an unbuffered file; false where it ends too early."""
+    view, done = raw(tensor), 0
+    file.seek(offset)
+    while done < len(view):
+        count = file.readinto(view[done:])
+        if not count:
+            return False
+        done += count
+    return True
+
+
 @dataclass(frozen=True)
 class Entry:
     """Where a tensor lies in a file; `dtype` is safetensors' name for it."""
@@ -45,6 +71,7 @@ class Tensors:
     def __init__(self, folder: Path):
         self.entries: dict[str, Entry] = {}
         self._files: dict[Path, BinaryIO] = {}
+        self._scratch = Scratch()
         for path in _paths(folder):
             if not path.is_file():
                 raise ValueError(f"{path} is missing: {INDEX} names it; download it again")
@@ -62,20 +89,16 @@ class Tensors:
         for file in self._files.values():
             file.close()
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, out: Tensor) -> None:
+        """Fill `out`, which holds as many values in the same order, under whatever shape and strides."""
         entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=DTYPES[entry.dtype])
         if entry.path not in self._files:
             self._files[entry.path] = entry.path.open("rb", buffering=0)
-        file, view = self._files[entry.path], raw(tensor)
-        file.seek(entry.offset)
-        done = 0
-        while done < entry.size:
-            count = file.readinto(view[done:])
-            if not count:
-                raise ValueError(f"{entry.path} became shorter while it was read: download it again")
-            done += count
-        return tensor
+        target = out if out.is_contiguous() else self._scratch.tensor(out.shape, out.dtype)
+        if not fill(self._files[entry.path], entry.offset, target):
+            raise ValueError(f"{entry.path} became shorter while it was read: download it again")
+        if target is not out:
+            out.copy_(target)
 
 
 def _paths(folder: Path) -> list[Path]:
