@@ -69,11 +69,35 @@ def import_(
         int | None, typer.Option(help="Pad the query groups with zero heads, so that a tensor parallel size divides.")
     ] = None,
 ) -> None:
-    """Make a NeMo checkpoint of a Hugging Face Llama-family folder."""
+    """Make a NeMo checkpoint of a Hugging Face folder: Llama, Qwen2, Qwen3, Mistral or Gemma."""
     from .checkpoint.huggingface import import_hf
 
     import_hf(hf_dir, out, query_groups)
     typer.echo(str(out))
+
+
+@app.command(epilog="Example: swirl export runs/latest/checkpoints/swirl/fwm models/my_fwm --dtype bfloat16 --verify")
+def export(
+    nemo_dir: Annotated[Path, typer.Argument(help="NeMo checkpoint folder: of swirl import, or a run's role.")],
+    out: Annotated[Path, typer.Argument(help="Hugging Face folder to make.")],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; without it, the checkpoint's own, bit for bit.")
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest file.")] = "5GB",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare log-probs of transformers with those of Megatron's model.")
+    ] = False,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file to verify on, a prompt a line; without it, random tokens.")
+    ] = None,
+) -> None:
+    """Make a Hugging Face folder of a NeMo checkpoint, with a model card."""
+    from .checkpoint.export import export_hf, named_dtype, shard_bytes
+
+    kind, limit = named_dtype(dtype), shard_bytes(shard_size)
+    difference = export_hf(nemo_dir, out, dtype=kind, shard_size=limit, verify=verify, prompts=prompts)
+    checked = "" if difference is None else f": log-probs differ from Megatron's by at most {difference:.2g}"
+    typer.echo(f"{out}{checked}")
 
 
 @app.command(epilog="Example: swirl warmup experiment=quickstart warmup.steps=200")

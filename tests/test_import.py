@@ -7,10 +7,10 @@ Run as a script, this file is the Megatron process of its own tests: it imports 
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,8 +19,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from swirl_nemo import stack
+from swirl_nemo.checkpoint.distributed import DistributedWriter
 from swirl_nemo.checkpoint.families.llama import LLAMA
-from swirl_nemo.checkpoint.huggingface import import_hf, read_model_config
+from swirl_nemo.checkpoint.huggingface import import_hf, read_config, read_model_config
 from swirl_nemo.checkpoint.mapping import Padding
 from swirl_nemo.checkpoint.random_init import random_llama
 
@@ -113,15 +114,43 @@ MISTAKES = {
     "architecture": (lambda hf: set_config(hf, architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel.*LlamaForCausalLM"),
     "no architecture": (lambda hf: set_config(hf, architectures=None), "architectures None is not supported"),
     "rope": (
-        lambda hf: set_config(hf, rope_scaling={"rope_type": "linear", "factor": 2.0}),
+        lambda hf: set_config(hf, rope_scaling={"rope_type": "yarn", "factor": 2.0}),
         "config.json: rope_scaling .* is not supported",
     ),
+    "half a rope": (lambda hf: set_config(hf, rope_scaling={"rope_type": "linear"}), "config.json: it cannot be read"),
+    "rope factor": (
+        lambda hf: set_config(hf, rope_scaling={"rope_type": "linear", "factor": "2"}),
+        "rope_scaling .*: factor must be a number over 0",
+    ),
+    "code of its own": (lambda hf: set_config(hf, auto_map={"AutoModel": "evil.Model"}), "config.json: auto_map asks"),
+    "tokenizer's code": (
+        lambda hf: (hf / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'),
+        "tokenizer_config.json: auto_map asks for code",
+    ),
+    "broken tokenizer": (lambda hf: truncate(hf / "tokenizer.json"), "hf: the tokenizer cannot be read"),
+    "quantised": (lambda hf: set_config(hf, quantization_config={"bits": 4}), "quantization_config is not supported"),
+    "text for a number": (lambda hf: set_config(hf, hidden_size="64"), "hidden_size '64' must be a whole number"),
+    "config is a list": (lambda hf: (hf / "config.json").write_text("[]"), "config.json is not a JSON object"),
+    "uneven heads": (lambda hf: set_config(hf, num_key_value_heads=3), "must be a multiple of num_key_value_heads"),
     "activation": (lambda hf: set_config(hf, hidden_act="gelu"), "config.json: hidden_act 'gelu'"),
     "half a bias": (lambda hf: set_config(hf, attention_bias=True), "attention_bias and mlp_bias differ"),
     "no tokenizer": (lambda hf: (hf / "tokenizer.json").unlink(), "has no tokenizer"),
     "large tokenizer": (add_tokens, "tokenizer has 100 entries, vocab_size in config.json is 98"),
     "no tensors": (lambda hf: (hf / "model.safetensors").unlink(), "neither model.safetensors nor"),
     "broken tensors": (lambda hf: truncate(hf / "model.safetensors"), "not a whole safetensors file"),
+    "pickles only": (
+        lambda hf: (hf / "model.safetensors").rename(hf / "pytorch_model.bin"),
+        "only pytorch_model.bin, whose pickle may run code",
+    ),
+    "integers": (lambda hf: edit_tensors(hf, lambda t: t.update({Q: t[Q].int()})), f"{Q} is I32: import a model in"),
+    "two dtypes": (
+        lambda hf: edit_tensors(hf, lambda t: t.update({Q: t[Q].half()})),
+        "tensors of one kind have several dtypes",
+    ),
+    "path outside": (
+        lambda hf: (hf / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../b.safetensors"}}'),
+        "weight_map must name files of this folder",
+    ),
     "missing tensor": (lambda hf: edit_tensors(hf, lambda t: t.pop(Q)), f"{Q} is missing"),
     "unknown tensor": (lambda hf: edit_tensors(hf, lambda t: t.update(lora=t[Q] * 2)), "lora is unknown"),
     "wrong shape": (
@@ -149,16 +178,70 @@ def test_a_mistake_is_one_line_and_leaves_nothing(hf, mistake):
 def test_an_interrupted_import_leaves_nothing(hf, monkeypatch):
     """The folder appears by one rename at the end: what is under `out` is always whole."""
 
-    def save_weights(*_):
+    def finish(_):
         (partial,) = [path for path in hf.parent.iterdir() if path != hf]
         assert partial.name.startswith(".out") and (partial / "model_config.yaml").is_file()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stack, "prepare", lambda: None)
-    monkeypatch.setitem(sys.modules, "swirl_nemo.checkpoint.distributed", SimpleNamespace(save_weights=save_weights))
+    monkeypatch.setattr(DistributedWriter, "finish", finish)
     with pytest.raises(KeyboardInterrupt):
         import_hf(hf, hf.parent / "out")
     assert list(hf.parent.iterdir()) == [hf]
+
+
+def limited(command: list, size: int) -> subprocess.CompletedProcess:
+    """Run with files limited to `size` bytes: a write beyond fails as on a full disk."""
+    wrapped = ["bash", "-c", f'ulimit -f {size // 1024}; trap "" XFSZ; exec "$@"', "bash", *map(str, command)]
+    return subprocess.run(wrapped, capture_output=True, text=True, timeout=120)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(hf):
+    """Import and export, in processes that may write 100 KB a file."""
+    swirl = [sys.executable, "-W", "ignore", "-m", "swirl_nemo"]
+    import_hf(hf, hf.parent / "nemo")
+    before = sorted(hf.parent.iterdir())
+    for verb, source in (("import", hf), ("export", hf.parent / "nemo")):
+        done = limited([*swirl, verb, source, hf.parent / "out"], 100 * 1024)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith(f"swirl: error: {hf.parent / 'out'}: the disk is full, nothing was kept")
+        assert done.stderr.count("\n") == 1
+        assert sorted(hf.parent.iterdir()) == before
+
+
+def test_importing_needs_no_megatron(hf):
+    """Nor NeMo: a conversion node has neither, and their import takes seconds."""
+    script = (
+        "import sys; from pathlib import Path; from swirl_nemo.checkpoint.huggingface import import_hf;"
+        "from swirl_nemo.checkpoint.export import export_hf; hf = Path(sys.argv[1]);"
+        "import_hf(hf, hf.parent / 'nemo'); export_hf(hf.parent / 'nemo', hf.parent / 'back');"
+        "assert not {'megatron', 'nemo', 'nemo_aligner'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, hf], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_any_value_in_config_json_is_taken_or_refused_in_one_line(hf):
+    """Fuzz: one to three random values under keys that transformers knows, 2,000 times."""
+    config = json.loads((hf / "config.json").read_text())
+    keys = [*config, "rope_scaling", "head_dim", "sliding_window", "quantization_config", "torch_dtype", "auto_map"]
+    values = [None, True, False, -1, 0, 1, 3, 64, 1e9, 0.5, "", "x", [], [1], {}, {"a": 1}, "bfloat16"]
+    values += [{"rope_type": "llama3"}, {"type": "linear", "factor": "x"}, {"rope_type": ["y"]}, 10**400, -0.0]
+    values += ["LlamaForCausalLM", ["Qwen3ForCausalLM"], ["GemmaForCausalLM"], ["MistralForCausalLM"]]
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(2000):
+        changed = {draw.choice(keys): draw.choice(values) for _ in range(draw.randint(1, 3))}
+        (hf / "config.json").write_text(json.dumps(config | changed))
+        try:
+            family, parsed = read_config(hf)
+            family.weights(parsed, Padding(vocab=parsed.vocab_size, query_groups=parsed.num_key_value_heads))
+            family.model_config(parsed, Padding(vocab=parsed.vocab_size, query_groups=parsed.num_key_value_heads))
+        except ValueError as error:
+            assert str(error).startswith(str(hf / "config.json")), changed
+            assert "\n" not in str(error), changed
+            refused += 1
+    assert refused > 500
 
 
 def test_a_checkpoint_folder_without_model_config_is_named(tmp_path):
@@ -319,6 +402,7 @@ def main(work: Path) -> None:
         import_hf(hf, work / f"{hf.stem.removesuffix('-hf')}-nemo")
         if hf.stem == "biased-hf":  # 3 query groups
             import_hf(hf, work / "biased-4-nemo", query_groups=4)
+    stack.prepare()
     from nemo_aligner.utils.train_script_utils import resolve_and_create_trainer
     from omegaconf import OmegaConf
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import mcore_model_customize
 from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorModel
 from nemo_aligner.utils.train_utils import prepare_for_training_step, set_eval, set_sync_funcs, set_train
 from torch import Tensor
@@ -40,7 +41,9 @@ class SwirlActor(MegatronGPTActorModel):
             position_embedding_type="rope",
             rotary_percent=self.cfg.rotary_percentage,
             rotary_base=self.cfg.rotary_base,
+            seq_len_interpolation_factor=self.cfg.get("seq_len_interpolation_factor"),
         )
+        mcore_model_customize(self.cfg, model)  # NeMo's: Llama 3's RoPE scaling, Gemma's embedding scaling
         model.logit_chunk = self.cfg.swirl_logit_chunk
         return model
 

@@ -21,11 +21,21 @@ from torch import Tensor
 from .logprobs import Scored, log_probs
 
 
+class OffsetRMSNorm(torch.nn.RMSNorm):
+    """Gemma's: the weight is an offset from one, applied in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).type_as(x)
+
+
 class Norm:
-    """torch's RMSNorm or LayerNorm, tagged so that Megatron reduces its gradients over sequence shards."""
+    """An RMSNorm or LayerNorm of torch, tagged so that Megatron reduces its gradients over sequence shards."""
 
     def __new__(cls, config, hidden_size, eps):
-        kind = torch.nn.RMSNorm if config.normalization == "RMSNorm" else torch.nn.LayerNorm
+        if config.normalization == "RMSNorm":
+            kind = OffsetRMSNorm if config.layernorm_zero_centered_gamma else torch.nn.RMSNorm
+        else:
+            kind = torch.nn.LayerNorm
         norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel
@@ -86,6 +96,8 @@ def block_spec(config) -> TransformerBlockSubmodules:
                     linear_qkv=tensor_parallel.ColumnParallelLinear,
                     core_attention=CoreAttention,
                     linear_proj=tensor_parallel.RowParallelLinear,
+                    q_layernorm=Norm if config.qk_layernorm else None,
+                    k_layernorm=Norm if config.qk_layernorm else None,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,

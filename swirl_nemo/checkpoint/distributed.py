@@ -1,44 +1,303 @@
-"""Tensors as a Megatron distributed checkpoint, without a model and without other processes."""
+"""Megatron's distributed checkpoints a tensor at a time: without a model, a process group, or Megatron itself.
 
-from collections.abc import Callable, Iterable
+The format `torch_dist` of Megatron Core 0.11 is torch.distributed.checkpoint's: `.metadata`, a pickle, says which bytes
+of which `.distcp` file hold which chunk of which tensor; each chunk is a torch.save of its own.
+"""
+
+import io
+import json
+import math
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 
-from .mapping import LAYERS, Weight
+from .mapping import LAYERS
+from .safetensors_files import Scratch, fill
 
 PREFIX = "model."  # MegatronGPTModel keeps its GPTModel under this name
+METADATA, FORMAT, COMMON = ".metadata", "metadata.json", "common.pt"
+BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
+_FILE_SIZE = 5 << 30  # a new file after that many bytes
 
 
-def save_weights(
-    weights: Iterable[Weight], stateful: Iterable[str], num_layers: int, read: Callable[[str], Tensor], folder: Path
-) -> None:
-    """Write every `Weight`, read by its Hugging Face names with `read`, into the new folder `folder`.
+class DistributedWriter:
+    """Writes a checkpoint into the new folder `folder`; `finish` makes it one.
 
     Each tensor (each layer of a layered one) is written whole: a model of any tensor and pipeline parallel size reads
-    its slices. `stateful` modules get an empty `_extra_state`: Megatron refuses a checkpoint without, and only FP8
-    fills it. No process group may exist.
+    its slices.
     """
-    sharded = {}
-    for weight in weights:
-        for layer in range(num_layers if weight.layered else 1):
-            tensor = weight.join(*[read(name.format(layer=layer)) for name in weight.sources])
-            offsets = [(0, layer, num_layers)] if weight.layered else []
-            sharded[f"{weight.target}/{layer}"] = ShardedTensor.from_rank_offsets(
-                PREFIX + weight.target, tensor, *offsets, prepend_axis_num=len(offsets)
-            )
-    for module in stateful:
-        copies = num_layers if module.startswith(LAYERS) else 1
+
+    def __init__(self, folder: Path, num_layers: int):
+        folder.mkdir()
+        self._folder, self._num_layers = folder, num_layers
+        self._tensors: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {}
+        self._storage: dict[MetadataIndex, _StorageInfo] = {}
+        self._files = 0
+        self._file = self._next_file()
+
+    def __enter__(self) -> "DistributedWriter":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def write(self, target: str, layer: int, tensor: Tensor) -> None:
+        """Write a tensor, or layer `layer` of a target under `decoder.layers.`"""
+        key = PREFIX + target
+        layered = target.startswith(LAYERS)
+        data = (tensor[None] if layered else tensor).contiguous()
+        size = (self._num_layers, *tensor.shape) if layered else tuple(tensor.shape)
+        offset = torch.Size((layer, *[0] * tensor.dim()) if layered else [0] * tensor.dim())
+        known = self._tensors.setdefault(
+            key, TensorStorageMetadata(TensorProperties(dtype=data.dtype), torch.Size(size), [])
+        )
+        assert known.size == size and known.properties.dtype is data.dtype, key
+        index = MetadataIndex(key, offset, len(known.chunks))
+        known.chunks.append(ChunkStorageMetadata(offset, data.shape))
+        self._save(index, data)
+
+    def write_empty_state(self, module: str) -> None:
+        """The `_extra_state` that Megatron refuses a checkpoint without, though only FP8 fills it."""
+        copies = self._num_layers if module.startswith(LAYERS) else 1
         for layer in range(copies):
-            key = f"{PREFIX}{module}._extra_state"
-            sharded[f"{key}/{layer}"] = ShardedObject(key, None, (copies,), (layer,))
-    folder.mkdir()
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+            key = f"{PREFIX}{module}._extra_state/shard_{layer}_{copies}"
+            self._tensors[key] = BytesStorageMetadata()
+            self._save(MetadataIndex(key), [None])
+
+    def finish(self) -> None:
+        metadata = Metadata(self._tensors, storage_data=self._storage)
+        metadata.mcore_data = {
+            key: {} for key, kind in self._tensors.items() if isinstance(kind, TensorStorageMetadata)
+        }
+        self._file.flush()
+        torch.save({}, self._folder / COMMON)
+        common = {"common_backend": "torch", "common_backend_version": 1}
+        (self._folder / FORMAT).write_text(json.dumps(BACKEND | common))
+        with (self._folder / METADATA).open("wb") as file:
+            pickle.dump(metadata, file)
+
+    def _save(self, index: MetadataIndex, data: Any) -> None:
+        if self._file.tell() > _FILE_SIZE:
+            self._file.close()
+            self._file = self._next_file()
+        start = self._file.tell()
+        torch.save(data, self._file)
+        self._storage[index] = _StorageInfo(Path(self._file.name).name, start, self._file.tell() - start)
+
+    def _next_file(self) -> BinaryIO:
+        self._files += 1
+        return (self._folder / f"__0_{self._files - 1}.distcp").open("wb", buffering=0)
+
+
+class DistributedTensors:
+    """The tensors of a checkpoint, however it was sharded; no data is read before it is asked for.
+
+    Raises ValueError for a folder that is not one, or that is not whole.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        metadata = read_metadata(folder)
+        self._tensors = {
+            key.removeprefix(PREFIX): kind
+            for key, kind in metadata.state_dict_metadata.items()
+            if isinstance(kind, TensorStorageMetadata)
+        }
+        self._storage = metadata.storage_data
+        self._files: dict[str, BinaryIO] = {}
+        self._whole, self._part = Scratch(), Scratch()
+        for index, place in self._storage.items():
+            path = self._path(place.relative_path)
+            if not path.is_file() or path.stat().st_size < place.offset + place.length:
+                raise ValueError(f"{path} is missing or cut: {index.fqn} should be in it; take another checkpoint")
+
+    def __enter__(self) -> "DistributedTensors":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def targets(self) -> set[str]:
+        return set(self._tensors)
+
+    def dtype(self, target: str) -> torch.dtype:
+        return self._tensors[target].properties.dtype
+
+    def shape(self, target: str) -> tuple[int, ...]:
+        """Of all layers together where it is layered."""
+        return tuple(self._tensors[target].size)
+
+    def read(self, target: str, layer: int) -> Tensor:
+        """A tensor whole, or layer `layer` of a target under `decoder.layers.`; valid until the next call."""
+        kind, layered = self._tensors[target], target.startswith(LAYERS)
+        chunks = [chunk for chunk in kind.chunks if not layered or chunk.offsets[0] == layer]
+        shape = tuple(kind.size)[layered:]
+        held = sum(math.prod(chunk.sizes) for chunk in chunks)
+        if held != math.prod(shape) or any(layered and chunk.sizes[0] != 1 for chunk in chunks):
+            raise ValueError(
+                f"{self._folder}: {target} has {held} of {math.prod(shape)} values: take another checkpoint"
+            )
+        whole = self._whole.tensor(shape, kind.properties.dtype)
+        if len(chunks) == 1:
+            self._load(target, chunks[0], whole)
+            return whole
+        for chunk in chunks:
+            ranges = list(zip(chunk.offsets, chunk.sizes, strict=True))[layered:]
+            part = whole[tuple(slice(start, start + length) for start, length in ranges)]
+            values = self._part.tensor(part.shape, part.dtype)
+            self._load(target, chunk, values)
+            part.copy_(values)
+        return whole
+
+    def _load(self, target: str, chunk: ChunkStorageMetadata, out: Tensor) -> None:
+        place = self._storage[MetadataIndex(PREFIX + target, chunk.offsets)]
+        path = self._path(place.relative_path)
+        if place.relative_path not in self._files:
+            self._files[place.relative_path] = path.open("rb", buffering=0)
+        file = self._files[place.relative_path]
+        try:
+            start = place.offset + _data_offset(_Slice(file, place.offset, place.length), chunk.sizes, out)
+        except Exception as error:  # whatever unpacking broken bytes may raise
+            raise ValueError(f"{path}: {target} cannot be read ({error}): take another checkpoint") from error
+        if start + out.nbytes > place.offset + place.length or not fill(file, start, out):
+            raise ValueError(f"{path}: {target} cannot be read (it is cut): take another checkpoint")
+
+    def _path(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise ValueError(f"{self._folder / METADATA} names {name}, outside its folder: do not use this checkpoint")
+        return self._folder / name
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """`.metadata` of a checkpoint of format `torch_dist`; of what a pickle can name, only plain records are loaded.
+
+    Raises ValueError for another format, or for a pickle that names anything else.
+    """
+    for name in (FORMAT, METADATA):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} has no {name}: give a Megatron distributed checkpoint")
     try:
-        dist_checkpointing.save(sharded, str(folder))
-    finally:
-        torch.distributed.destroy_process_group()
+        backend = json.loads((folder / FORMAT).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / FORMAT} is not JSON ({error}): take another checkpoint") from error
+    if backend.get("sharded_backend") != BACKEND["sharded_backend"]:
+        raise ValueError(f"{folder}: sharded_backend {backend.get('sharded_backend')}: only torch_dist can be read")
+    path = folder / METADATA
+    try:
+        metadata = _Records(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:  # whatever unpickling broken bytes may raise
+        raise ValueError(f"{path} cannot be read ({error}): take another checkpoint") from error
+    if not isinstance(metadata, Metadata):
+        raise ValueError(f"{path} is not a checkpoint's: take another checkpoint")
+    return metadata
+
+
+class _SavePlan:
+    """In place of Megatron's plans, which it keeps for its own next save."""
+
+
+class _Records(pickle.Unpickler):
+    """Loads records of torch.distributed.checkpoint and nothing that could run code."""
+
+    ALLOWED = {
+        "torch": {"Size"},
+        "torch.serialization": {"_get_layout"},
+        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+        "torch.distributed.checkpoint.metadata": {
+            *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
+            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        },
+        "torch.distributed.checkpoint.planner": {"TensorWriteData", "WriteItem", "WriteItemType"},
+        "pathlib": {"PosixPath"},
+        "collections": {"OrderedDict"},
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith("megatron.core.dist_checkpointing.") and name == "MCoreSavePlan":
+            return _SavePlan
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if name not in self.ALLOWED.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no record of a checkpoint")
+        return super().find_class(module, name)
+
+
+def _data_offset(saved: "_Slice", shape: torch.Size, out: Tensor) -> int:
+    """Where, in what torch.save wrote of a tensor of `shape` and of `out`'s dtype, its values begin.
+
+    torch.load would read them into fresh memory. Raises where it is another tensor, or not one in memory's order.
+    """
+    archive = zipfile.ZipFile(saved)
+    (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    storage, offset, size, stride = _TensorRecord(io.BytesIO(archive.read(name))).load()
+    kind, number, count = storage[1], storage[2], storage[4]
+    expected = torch.empty(shape, dtype=out.dtype, device="meta")
+    if (kind, offset, size, stride, count) != (out.dtype, 0, shape, expected.stride(), out.numel()):
+        raise ValueError(f"it is not what {METADATA} says")
+    entry = archive.getinfo(f"{name.removesuffix('.pkl')}/{number}")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != out.nbytes:
+        raise ValueError("its values have another size")
+    saved.seek(entry.header_offset + 26)  # of a local file header's 30 bytes, the lengths of what follows them
+    return entry.header_offset + 30 + sum(struct.unpack("<HH", saved.read(4)))
+
+
+class _TensorRecord(pickle.Unpickler):
+    """What torch.save says of a tensor: (its storage's record, offset, size, stride). Builds nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda storage, offset, size, stride, *_: (storage, offset, size, stride)
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch" and name in _STORAGES:
+            return _STORAGES[name]
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor's")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+_STORAGES = {"FloatStorage": torch.float32, "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16}
+
+
+class _Slice(io.RawIOBase):
+    """`length` bytes of a file from `start`, as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int):
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
+        self._file.seek(self._start + self._at)
+        count = self._file.readinto(view)
+        self._at += count
+        return count

@@ -2,66 +2,37 @@
 
 What is written: model_config.yaml (the architecture; keys of a run are merged by the actor), tokenizer/ (the Hugging
 Face tokenizer and config.json as they were) and model_weights/ (a Megatron distributed checkpoint in the source's
-dtype). It loads in any TP x PP x DP layout.
+dtype). It loads in any TP x PP x DP layout. Tensors go over one by one: neither model nor process group is made.
 """
 
-import json
-import os
+import math
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig
+from transformers.utils import logging as transformers_logging
 
-from .. import stack
+from .distributed import DistributedWriter
 from .families import FAMILIES
-from .mapping import Family, Padding
+from .folders import new_folder, progress
+from .mapping import Family, Padding, Weight
+from .safetensors_files import DTYPES, Scratch, Tensors, read_json
 
 MODEL_CONFIG, TOKENIZER, WEIGHTS = "model_config.yaml", "tokenizer", "model_weights"  # NeMo's names; tokenizer is ours
-INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+CONFIG = "config.json"
 VOCAB_MULTIPLE = 128
-
-
-class Tensors:
-    """The tensors of a folder's safetensors files, by name; nothing is read before it is asked for.
-
-    Raises ValueError where there are none, or where a file is missing or broken.
-    """
-
-    def __init__(self, folder: Path):
-        self._file_of: dict[str, Any] = {}
-        for path in self._paths(folder):
-            if not path.is_file():
-                raise ValueError(f"{path} is missing: {INDEX} names it; download it again")
-            try:
-                file = safe_open(path, framework="pt")
-            except SafetensorError as error:
-                raise ValueError(f"{path} is not a whole safetensors file ({error}): download it again") from error
-            self._file_of |= dict.fromkeys(file.keys(), file)
-
-    @staticmethod
-    def _paths(folder: Path) -> list[Path]:
-        if (folder / INDEX).is_file():
-            names = set(_read_json(folder / INDEX)["weight_map"].values())
-            return [folder / name for name in sorted(names)]
-        if (folder / SINGLE).is_file():
-            return [folder / SINGLE]
-        raise ValueError(
-            f"{folder} has neither {SINGLE} nor {INDEX}: save the model with save_pretrained(safe_serialization=True)"
-        )
-
-    def names(self) -> set[str]:
-        return set(self._file_of)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._file_of[name].get_slice(name).get_shape())
-
-    def read(self, name: str) -> Tensor:
-        return self._file_of[name].get_tensor(name)
+# Keys of config.json that must be whole numbers over 0 where they are given, and numbers over 0
+_COUNTS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"),
+)
+_NUMBERS = ("rope_theta", "rms_norm_eps", "initializer_range")
+_SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window")  # may be null
 
 
 def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
@@ -76,7 +47,7 @@ def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
         raise ValueError(f"{out} exists: name a new folder, or remove it")
     if not hf_dir.is_dir():
         raise ValueError(f"{hf_dir} is not a folder: give a Hugging Face model folder")
-    family, config = _read_config(hf_dir)
+    family, config = read_config(hf_dir)
     _check_tokenizer(hf_dir, config)
     padding = Padding(
         vocab=-(-config.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
@@ -85,30 +56,27 @@ def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
     own = config.num_key_value_heads
     if padding.query_groups < own:
         raise ValueError(f"--query-groups {query_groups}: {hf_dir} has {own}: give at least as many")
-    weights = family.weights(config, padding)
-    tensors = Tensors(hf_dir)
-    expected = {
-        name.format(layer=layer): shape
-        for weight in weights
-        for layer in range(config.num_hidden_layers if weight.layered else 1)
-        for name, shape in weight.sources.items()
-    }
-    _check_tensors(hf_dir, tensors, expected, family.ignored(config))
-
-    # Here, not above: Megatron takes seconds to import, and a user's mistake need not wait for that.
-    stack.prepare()
-    from .distributed import save_weights
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
-        OmegaConf.save(_model_config(family, config, padding), partial / MODEL_CONFIG)
-        _copy_tokenizer(hf_dir, partial / TOKENIZER)
-        save_weights(weights, family.stateful, config.num_hidden_layers, tensors.read, partial / WEIGHTS)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    weights, layers = family.weights(config, padding), config.num_hidden_layers
+    with Tensors(hf_dir) as tensors:
+        _check_tensors(hf_dir, tensors, weights, layers, family.ignored(config))
+        size = sum(_written(weight, layers, tensors) for weight in weights)
+        with new_folder(out, size) as partial, progress(f"import {hf_dir.name}", size) as advance:
+            OmegaConf.save(_model_config(hf_dir, family, config, padding), partial / MODEL_CONFIG)
+            _copy_tokenizer(hf_dir, partial / TOKENIZER)
+            with DistributedWriter(partial / WEIGHTS, layers) as writer:
+                scratch = Scratch()
+                for weight in weights:
+                    for layer in weight.layers(layers):
+                        tensor = scratch.tensor(weight.shape, _dtype(weight, tensors))
+                        if weight.padded:
+                            tensor.zero_()
+                        for name, view in zip(weight.names(layer), weight.views(tensor), strict=True):
+                            tensors.read(name, view)
+                        writer.write(weight.target, layer, tensor)
+                        advance(tensor.nbytes)
+                for module in family.stateful:
+                    writer.write_empty_state(module)
+                writer.finish()
 
 
 def read_model_config(folder: Path) -> DictConfig:
@@ -123,34 +91,75 @@ def read_model_config(folder: Path) -> DictConfig:
     return config
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}): mend it, or download it again") from error
+def read_config(folder: Path) -> tuple[Family, PretrainedConfig]:
+    """The family and the checked config.json of a folder.
 
-
-def _read_config(hf_dir: Path) -> tuple[Family, PretrainedConfig]:
-    path = hf_dir / "config.json"
+    Raises ValueError, one line, for an architecture, an option or a value that is not supported, and for a model that
+    brings its own code.
+    """
+    path = folder / CONFIG
     if not path.is_file():
-        raise ValueError(f"{hf_dir} has no config.json: give a Hugging Face model folder")
-    architectures = _read_json(path).get("architectures")
-    known = ", ".join(FAMILIES)
-    if not architectures or architectures[0] not in FAMILIES:
+        raise ValueError(f"{folder} has no {CONFIG}: give a Hugging Face model folder")
+    keys = read_json(path)
+    if "auto_map" in keys:
+        raise ValueError(f"{path}: auto_map asks for code that comes with the model, which is never run: remove it")
+    architectures = keys.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    if not isinstance(name, str) or name not in FAMILIES:
+        known = ", ".join(FAMILIES)
         raise ValueError(f"{path}: architectures {architectures} is not supported: import one of {known}")
-    family = FAMILIES[architectures[0]]
-    config = family.config.from_pretrained(hf_dir)
+    family = FAMILIES[name]
     try:
+        _check_values(keys)
+        config = _parse(family, keys)
+        if getattr(config, "quantization_config", None) is not None:
+            raise ValueError("quantization_config is not supported: import the model before it was quantised")
+        if config.num_attention_heads % config.num_key_value_heads:
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         family.check(config)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return family, config
 
 
+def _check_values(keys: dict[str, Any]) -> None:
+    for key in _COUNTS + _NUMBERS + _SWITCHES:
+        value = keys.get(key)
+        if key not in keys or (value is None and key in _OPTIONAL):
+            continue
+        if key in _SWITCHES:
+            fine, wanted = isinstance(value, bool), "true or false"
+        elif key in _COUNTS:
+            fine, wanted = type(value) is int and value > 0, "a whole number over 0"
+        else:
+            fine, wanted = type(value) in (int, float) and 0 < value < math.inf, "a number over 0"
+        if not fine:
+            raise ValueError(f"{key} {value!r} must be {wanted}")
+
+
+def _parse(family: Family, keys: dict[str, Any]) -> PretrainedConfig:
+    """Defaults are transformers', which may choke in any way on values that `_check_values` does not look at."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it warns of every rope_scaling that it finds odd
+    try:
+        return family.config.from_dict(keys)
+    except Exception as error:
+        raise ValueError(f"it cannot be read ({type(error).__name__}: {error}): mend it") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def _check_tokenizer(hf_dir: Path, config: PretrainedConfig) -> None:
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ValueError(f"{hf_dir} has no tokenizer: copy the model's tokenizer files into it")
-    entries = len(AutoTokenizer.from_pretrained(hf_dir))
+    path = hf_dir / "tokenizer_config.json"
+    if path.is_file() and "auto_map" in read_json(path):
+        raise ValueError(f"{path}: auto_map asks for code that comes with the model, which is never run: remove it")
+    try:
+        entries = len(AutoTokenizer.from_pretrained(hf_dir, trust_remote_code=False, local_files_only=True))
+    except Exception as error:  # transformers and tokenizers raise whatever a broken file leads to
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{hf_dir}: the tokenizer cannot be read ({reason}): download it again") from error
     if entries > config.vocab_size:
         raise ValueError(
             f"{hf_dir}: the tokenizer has {entries} entries, vocab_size in config.json is {config.vocab_size}: "
@@ -158,26 +167,53 @@ def _check_tokenizer(hf_dir: Path, config: PretrainedConfig) -> None:
         )
 
 
-def _check_tensors(hf_dir: Path, tensors: Tensors, expected: dict[str, tuple[int, ...]], ignored: str) -> None:
+def _check_tensors(hf_dir: Path, tensors: Tensors, weights: list[Weight], num_layers: int, ignored: str) -> None:
     """Raises ValueError unless the folder holds the expected tensors, in the expected shapes, and no others."""
-    missing = sorted(expected.keys() - tensors.names())
+    expected = {
+        name: shape
+        for weight in weights
+        for layer in weight.layers(num_layers)
+        for name, shape in zip(weight.names(layer), weight.sources.values(), strict=True)
+    }
+    entries = tensors.entries
+    missing = sorted(expected.keys() - entries.keys())
     if missing:
         raise ValueError(f"{hf_dir}: tensor {missing[0]} is missing ({len(missing)} in all): download the model again")
-    unknown = sorted(name for name in tensors.names() - expected.keys() if not re.fullmatch(ignored, name))
+    unknown = sorted(name for name in entries.keys() - expected.keys() if not re.fullmatch(ignored, name))
     if unknown:
         raise ValueError(
             f"{hf_dir}: tensor {unknown[0]} is unknown ({len(unknown)} in all): "
             "import a model of its config.json's architecture, neither quantised nor with adapters"
         )
     for name, shape in expected.items():
-        if tensors.shape(name) != shape:
+        if entries[name].shape != shape:
             raise ValueError(
-                f"{hf_dir}: tensor {name} has shape {list(tensors.shape(name))}, config.json says {list(shape)}: "
+                f"{hf_dir}: tensor {name} has shape {list(entries[name].shape)}, config.json says {list(shape)}: "
                 "give the config.json that belongs to these weights"
+            )
+        if entries[name].dtype not in DTYPES:
+            raise ValueError(
+                f"{hf_dir}: tensor {name} is {entries[name].dtype}: import a model in one of {', '.join(DTYPES)}"
+            )
+    for weight in weights:
+        kinds = {entries[name].dtype: name for layer in weight.layers(num_layers) for name in weight.names(layer)}
+        if len(kinds) > 1:  # they become one tensor
+            found = ", ".join(f"{name} {kind}" for kind, name in sorted(kinds.items()))
+            raise ValueError(
+                f"{hf_dir}: tensors of one kind have several dtypes ({found}): save the model in one dtype"
             )
 
 
-def _model_config(family: Family, config: PretrainedConfig, padding: Padding) -> DictConfig:
+def _written(weight: Weight, num_layers: int, tensors: Tensors) -> int:
+    """Bytes of a weight in the checkpoint, all layers."""
+    return math.prod(weight.shape) * _dtype(weight, tensors).itemsize * len(weight.layers(num_layers))
+
+
+def _dtype(weight: Weight, tensors: Tensors) -> torch.dtype:
+    return DTYPES[tensors.entries[weight.names(0)[0]].dtype]
+
+
+def _model_config(hf_dir: Path, family: Family, config: PretrainedConfig, padding: Padding) -> DictConfig:
     return OmegaConf.create(
         {
             "mcore_gpt": True,
@@ -186,6 +222,7 @@ def _model_config(family: Family, config: PretrainedConfig, padding: Padding) ->
             "override_vocab_size": padding.vocab,
             "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
             "tokenizer": {"library": "huggingface", "type": TOKENIZER, "use_fast": True},
+            "base_model": config._name_or_path or hf_dir.resolve().name,  # for the model card of an export
         }
     )
 
@@ -195,5 +232,5 @@ def _copy_tokenizer(hf_dir: Path, folder: Path) -> None:
     folder.mkdir()
     for pattern in ("*.json", "*.txt", "*.jinja", "tokenizer.model"):
         for path in hf_dir.glob(pattern):
-            if path.name != INDEX:
+            if not path.name.endswith(".index.json"):
                 shutil.copy(path, folder / path.name)

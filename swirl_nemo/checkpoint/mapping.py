@@ -1,10 +1,10 @@
 """How a family of Hugging Face models maps to Megatron Core: tables, no control flow. One `Family` per architecture."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -13,21 +13,66 @@ LAYERS = "decoder.layers."
 
 
 @dataclass(frozen=True)
+class Fusion:
+    """Where Hugging Face tensors lie in one Megatron tensor: the same table for either direction.
+
+    `shape` maps their shapes to its own; `views` gives, of a tensor of that shape, one view for each of them, with
+    its values in its order under whatever shape. What no view covers is padding.
+    """
+
+    shape: Callable[[list[Shape]], Shape]
+    views: Callable[[Tensor, list[Shape]], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
 class Weight:
     """One Megatron tensor and the Hugging Face tensors that it is made of.
 
     `target` is its key in Megatron's distributed checkpoint, where the layers of a model are slices of one tensor: a
     target under `decoder.layers.` stands for all layers, and its sources name theirs by "{layer}". `sources` maps a
-    Hugging Face name to the shape that it must have; `join` takes them in this order.
+    Hugging Face name to the shape that it must have; `fusion` takes them in this order.
     """
 
     target: str
     sources: dict[str, Shape]
-    join: Callable[..., Tensor]
+    fusion: Fusion
 
     @property
     def layered(self) -> bool:
         return self.target.startswith(LAYERS)
+
+    @property
+    def shape(self) -> Shape:
+        """Of the Megatron tensor, of one layer where it is layered."""
+        return self.fusion.shape(list(self.sources.values()))
+
+    @property
+    def padded(self) -> bool:
+        return math.prod(self.shape) > sum(map(math.prod, self.sources.values()))
+
+    def views(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """Where in the Megatron tensor each source lies."""
+        return self.fusion.views(tensor, list(self.sources.values()))
+
+    def join(self, *tensors: Tensor) -> Tensor:
+        """The Megatron tensor of one layer from the tensors of `sources`."""
+        whole = tensors[0].new_zeros(self.shape)
+        for view, tensor in zip(self.views(whole), tensors, strict=True):
+            view.copy_(tensor.view(view.shape))
+        return whole
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        """The tensors of `sources`, in order, from the Megatron tensor of one layer; views where they can be."""
+        parts = zip(self.views(tensor), self.sources.values(), strict=True)
+        return tuple(view.reshape(shape) for view, shape in parts)
+
+    def names(self, layer: int) -> list[str]:
+        """The Hugging Face names of one layer's sources."""
+        return [name.format(layer=layer) for name in self.sources]
+
+    def layers(self, num_layers: int) -> range:
+        """The layers that hold a slice of it; layer 0 alone where it is not layered."""
+        return range(num_layers if self.layered else 1)
 
 
 @dataclass(frozen=True)
@@ -58,42 +103,38 @@ class Family:
     stateful: tuple[str, ...]
 
 
-def same(tensor: Tensor) -> Tensor:
-    return tensor
+SAME = Fusion(lambda shapes: shapes[0], lambda tensor, shapes: (tensor,))
+
+# Rows of the first tensor, then of the next: gate over up, as Megatron's gated linear unit splits them.
+STACK = Fusion(
+    lambda shapes: (sum(shape[0] for shape in shapes), *shapes[0][1:]),
+    lambda tensor, shapes: tensor.split([shape[0] for shape in shapes]),
+)
 
 
-def stack(*tensors: Tensor) -> Tensor:
-    """Rows of the first tensor, then of the next: gate over up, as Megatron's gated linear unit splits them."""
-    return torch.cat(tensors)
-
-
-def by_query_group(groups: int, padded: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Join q [H*D, ...], k and v [groups*D, ...] as Megatron's fused QKV: per group its queries, its key, its value.
+def by_query_group(groups: int, padded: int) -> Fusion:
+    """q [H*D, ...], k and v [groups*D, ...] as Megatron's fused QKV: per group its queries, its key, its value.
 
     Zero groups are added up to `padded`.
     """
 
-    def join(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        fused = torch.cat([tensor.unflatten(0, (groups, -1)) for tensor in (q, k, v)], dim=1)
-        return torch.cat([fused, fused.new_zeros(padded - groups, *fused.shape[1:])]).flatten(0, 1)
+    def shape(shapes: list[Shape]) -> Shape:
+        return (sum(shape[0] for shape in shapes) // groups * padded, *shapes[0][1:])
 
-    return join
+    def views(fused: Tensor, shapes: list[Shape]) -> tuple[Tensor, ...]:
+        return fused.unflatten(0, (padded, -1))[:groups].split([shape[0] // groups for shape in shapes], dim=1)
+
+    return Fusion(shape, views)
 
 
-def pad_input_groups(groups: int, padded: int) -> Callable[[Tensor], Tensor]:
+def pad_input_groups(groups: int, padded: int) -> Fusion:
     """Columns of zeros in the attention's output projection [hidden, H*D], for the groups that are only padding."""
-
-    def join(projection: Tensor) -> Tensor:
-        width = projection.shape[1] // groups
-        return torch.nn.functional.pad(projection, (0, (padded - groups) * width))
-
-    return join
+    return Fusion(
+        lambda shapes: (shapes[0][0], shapes[0][1] // groups * padded),
+        lambda tensor, shapes: (tensor[:, : shapes[0][1]],),
+    )
 
 
-def pad_rows(rows: int) -> Callable[[Tensor], Tensor]:
+def pad_rows(rows: int) -> Fusion:
     """Zero rows below an embedding [V, hidden] up to `rows`."""
-
-    def join(embedding: Tensor) -> Tensor:
-        return torch.nn.functional.pad(embedding, (0, 0, 0, rows - embedding.shape[0]))
-
-    return join
+    return Fusion(lambda shapes: (rows, *shapes[0][1:]), lambda tensor, shapes: (tensor[: shapes[0][0]],))
