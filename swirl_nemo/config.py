@@ -62,6 +62,7 @@ class RunConfig:
     seed: int = MISSING
     save_every: int = MISSING  # steps between checkpoints; 0: only at the end of a phase and on SIGTERM
     keep: int = MISSING  # newest checkpoints kept
+    keep_best: int = MISSING  # and those of the highest exact match on data.validation, mean of both roles
     tensorboard: bool = MISSING
     wandb_project: str | None = MISSING  # null: no W&B
 
