@@ -15,6 +15,7 @@ from .data.order import Order
 from .data.transition import Transition
 from .data.transitions import TransitionFile
 from .evaluation import held_out
+from .guard import judge
 from .interrupt import Interrupt
 from .phase import Step, grpo_step
 from .roles import FWM, IDM, ROLES, Role
@@ -33,6 +34,10 @@ class Stage:
     iteration: int
     steps: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {'+'.join(role.name for role in self.roles)}"
+
 
 @dataclass
 class State:
@@ -42,6 +47,7 @@ class State:
     step: int = 0
     optimizer_step: int = 0
     tokens: int = 0
+    nonfinite: int = 0  # steps in a row, up to now, that were skipped
 
 
 def stages(cfg: SwirlConfig) -> list[Stage]:
@@ -117,12 +123,18 @@ class Driver:
             self._enter(stage)
         one_step = self._stepper(stage)
         while self.state.step < stage.steps:
+            self.session.watch.stage = f"{stage.name} step {self.state.step + 1}"
             record = one_step(self.state.step)
+            batch = record.pop("nonfinite", None)
             self.state.step += 1
             self.state.optimizer_step += record.pop("optimizer_steps")
             self.state.tokens += record.pop("tokens")
             counters = {"step": self.state.step, "optimizer_step": self.state.optimizer_step}
-            self.session.run.log({"iteration": stage.iteration, **record, **counters})
+            record = {"iteration": stage.iteration, **record, **counters}
+            self.session.run.log(record)
+            self.state.nonfinite = judge(
+                self.cfg.run, self.session.run, record, batch, self.state.nonfinite, self.session.device
+            )
             if self.interrupt.requested(self.session.device):
                 self.save()
                 raise SystemExit(0)
@@ -265,6 +277,7 @@ class Driver:
         run.keep_best of the highest `score`."""
         from .checkpoint import run_state
 
+        self.session.watch.part = "save"
         session, inside = self.session, self.state.step > 0 and name is None
         in_phase = inside and self.plan[self.state.stage].kind == "phase"
         state = {
@@ -305,6 +318,7 @@ class Driver:
 
     def _evaluate(self, model: str, iteration: int) -> float:
         """Validation figures of the current weight sets, into metrics.jsonl and samples.jsonl; mean exact match."""
+        self.session.watch.part = "evaluation"
         figures, samples = held_out.evaluate(self.session, self.cfg.data.validation)
         self.session.run.log({"eval": True, "iteration": iteration, "model": model, "split": "validation", **figures})
         self.session.run.samples(f"{model}, iteration {iteration}", samples)

@@ -30,7 +30,9 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
         "run.name", cfg.run.name, lambda v: v and v not in (".", "..", "latest") and "/" not in v, "a folder's name"
     )
     _require_all("run", cfg.run, _NOT_NEGATIVE, "save_every", "keep_best")
-    _require_all("run", cfg.run, _POSITIVE, "keep")
+    _require_all("run", cfg.run, _POSITIVE, "keep", "max_nonfinite")
+    for name in ("drift_warn", "drift_stop"):
+        _require(f"run.{name}", getattr(cfg.run, name), lambda v: v is None or v > 0, "over 0, or null")
     _require_all("model", cfg.model, _POSITIVE, "max_length", "logit_chunk")
     _require_all("eval", cfg.eval, _NOT_NEGATIVE, "transitions", "samples")
     _require_all("eval", cfg.eval, _POSITIVE, "batch")

@@ -107,7 +107,7 @@ class Run:
         return self.metrics.read_bytes()[:position] if self.metrics.exists() else b""
 
     def go_on(self, metrics: bytes) -> None:
-        """Before going on from a checkpoint: let metrics.jsonl be what it was then, so that each step stands there once.
+        """Before going on from a checkpoint: let metrics.jsonl be what it was then, so that each step is there once.
 
         Lines that followed it go, a line that was cut while being written too; lines that were lost come back.
         """
@@ -126,6 +126,14 @@ class Run:
             path = self.folder / "samples.jsonl"
             others = [row for row in read_lines(path) if row["stage"] != stage] if path.exists() else []
             write(path, b"".join(json_line(row) for row in others + [{"stage": stage, **row} for row in rows]))
+
+    def dump(self, name: str, rows: list[dict]) -> Path:
+        """Rows as JSON lines in a file of the run's folder, which need not be there yet; its path."""
+        path = self.folder / name
+        if self.is_main:
+            path.parent.mkdir(exist_ok=True)
+            write(path, b"".join(json_line(row) for row in rows))
+        return path
 
     def finish(self, summary: dict) -> None:
         """Write summary.json and report.html, and print the table of held-out figures. Seconds and commit are added."""

@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -96,49 +99,11 @@ class Planted:
         return os.system, (f"touch {self.proof}",)
 
 
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory) -> Path:
-    """A distributed checkpoint of Megatron's: one weight, one object, common.pt."""
-    from swirl_nemo.stack import prepare
-
-    prepare()
-    import torch
-    from megatron.core import dist_checkpointing
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    dist_checkpointing.save(_sharded(torch.arange(6.0), {"a": 1}) | {"step": 3}, str(folder))
-    yield folder
-    torch.distributed.destroy_process_group()
-
-
 def _sharded(tensor, thing) -> dict:
     from megatron.core.dist_checkpointing import ShardedTensor
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     return {"w": ShardedTensor.from_rank_offsets("w", tensor), "o": ShardedObject("o", thing, (1,), (0,))}
-
-
-@pytest.fixture
-def copy(imported, tmp_path) -> Path:
-    return Path(shutil.copytree(imported, tmp_path / "copy"))
-
-
-def _load(folder: Path) -> dict:
-    import torch
-
-    from swirl_nemo.checkpoint import trusted
-
-    return trusted.load(_sharded(torch.zeros(6), None), folder)
-
-
-@pytest.mark.megatron
-def test_an_honest_checkpoint_is_read(copy):
-    import torch
-
-    loaded = _load(copy)
-    assert torch.equal(loaded["w"], torch.arange(6.0)) and loaded["o"] == {"a": 1} and loaded["step"] == 3
-    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
 def _plant_metadata(folder: Path, proof: Path) -> None:
@@ -193,39 +158,77 @@ def _cut(folder: Path, proof: Path) -> None:
         os.truncate(path, path.stat().st_size - 1)
 
 
-@pytest.mark.megatron
-@pytest.mark.parametrize(
-    "plant, told",
-    [
-        (_plant_metadata, r"\.metadata: names posix\.system"),
-        (_plant_common, r"common\.pt: .*posix\.system"),
-        (_plant_old_common, r"common\.pt: missing or damaged"),
-        (_plant_object, r"an object in its \.distcp files"),
-        (_plant_path, r"\.metadata: names '\.\./copy/__0_0\.distcp'"),
-        (_plant_member, r"common\.pt: its member '\.\./\.\./planted'"),
-        (_plant_backend, r"metadata\.json: format .*zarr"),
-        (_cut, r"\.distcp: missing or cut short"),
-    ],
-)
-def test_what_is_planted_is_refused_with_its_name_and_does_not_run(copy, tmp_path, plant, told):
-    proof = tmp_path / "proof"
-    plant(copy, proof)
-    with pytest.raises(ValueError, match=told) as error:
-        _load(copy)
-    assert str(copy) in str(error.value) and "\n" not in str(error.value)
-    assert not proof.exists()
+PLANTED = {
+    _plant_metadata: r"\.metadata: names posix\.system",
+    _plant_common: r"common\.pt: .*posix\.system",
+    _plant_old_common: r"common\.pt: missing or damaged",
+    _plant_object: r"an object in its \.distcp files",
+    _plant_path: r"\.metadata: names '\.\./_plant_path/__0_0\.distcp'",
+    _plant_member: r"common\.pt: its member '\.\./\.\./planted'",
+    _plant_backend: r"metadata\.json: format .*zarr",
+    _cut: r"\.distcp: missing or cut short",
+}
 
 
-@pytest.mark.megatron
-def test_without_the_guard_it_would_run(copy, tmp_path):
-    """Megatron's own load runs what common.pt names: the guard is what keeps it from that."""
+def _load_planted(work: Path) -> None:
+    """What loading the honest checkpoint gave, what was said of each planted one, and which ran: work/said.json.
+
+    A process of its own: the patches for CPUs change torch for good.
+    """
+    from swirl_nemo.stack import prepare
+
+    prepare()
     import torch
     from megatron.core import dist_checkpointing
 
-    proof = tmp_path / "proof"
-    _plant_common(copy, proof)
-    dist_checkpointing.load(_sharded(torch.zeros(6), None), str(copy))
-    assert proof.exists()
+    from swirl_nemo.checkpoint import trusted
+
+    def read(folder: Path, load=trusted.load) -> dict:
+        return load(_sharded(torch.zeros(6), None), folder)
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    honest = work / "honest"
+    honest.mkdir()
+    dist_checkpointing.save(_sharded(torch.arange(6.0), {"a": 1}) | {"step": 3}, str(honest))
+    loaded = read(honest)
+    said = {"honest": [loaded["w"].tolist(), loaded["o"], loaded["step"]], "forced": trusted.WEIGHTS_ONLY in os.environ}
+    for plant in PLANTED:
+        folder, proof = work / plant.__name__, work / f"{plant.__name__}.proof"
+        shutil.copytree(honest, folder)
+        plant(folder, proof)
+        try:
+            read(folder)
+        except ValueError as error:
+            said[plant.__name__] = [str(error), proof.exists()]
+    read(work / "_plant_common", lambda sharded, folder: dist_checkpointing.load(sharded, str(folder)))
+    said["unguarded"] = (work / "_plant_common.proof").exists()
+    (work / "said.json").write_text(json.dumps(said))
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory) -> dict:
+    work = tmp_path_factory.mktemp("planted")
+    done = subprocess.run([sys.executable, __file__, work], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((work / "said.json").read_text())
+
+
+@pytest.mark.megatron
+def test_an_honest_checkpoint_is_read(said):
+    assert said["honest"] == [[0, 1, 2, 3, 4, 5], {"a": 1}, 3] and not said["forced"]
+
+
+@pytest.mark.megatron
+@pytest.mark.parametrize("plant", PLANTED, ids=lambda plant: plant.__name__)
+def test_what_is_planted_is_refused_with_its_name_and_does_not_run(said, plant):
+    told, ran = said[plant.__name__]
+    assert re.search(PLANTED[plant], told) and "\n" not in told and not ran
+
+
+@pytest.mark.megatron
+def test_without_the_guard_it_would_run(said):
+    """Megatron's own load runs what common.pt names: the guard is what keeps it from that."""
+    assert said["unguarded"]
 
 
 def test_a_tag_in_model_config_yaml_is_refused_with_its_name(tmp_path):
@@ -255,3 +258,7 @@ def test_a_tokenizer_with_code_of_its_own_is_refused(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)) as error:
         load_tokenizer(str(tmp_path))
     assert not proof.exists() and "\n" not in str(error.value)
+
+
+if __name__ == "__main__":
+    _load_planted(Path(sys.argv[1]))
