@@ -123,7 +123,7 @@ class Driver:
             self._enter(stage)
         one_step = self._stepper(stage)
         while self.state.step < stage.steps:
-            self.session.watch.stage = f"{stage.name} step {self.state.step + 1}"
+            self.session.watch.at("", f"{stage.name} step {self.state.step + 1}")
             record = one_step(self.state.step)
             batch = record.pop("nonfinite", None)
             self.state.step += 1
@@ -277,7 +277,7 @@ class Driver:
         run.keep_best of the highest `score`."""
         from .checkpoint import run_state
 
-        self.session.watch.part = "save"
+        self.session.watch.at("save")
         session, inside = self.session, self.state.step > 0 and name is None
         in_phase = inside and self.plan[self.state.stage].kind == "phase"
         state = {
@@ -318,7 +318,7 @@ class Driver:
 
     def _evaluate(self, model: str, iteration: int) -> float:
         """Validation figures of the current weight sets, into metrics.jsonl and samples.jsonl; mean exact match."""
-        self.session.watch.part = "evaluation"
+        self.session.watch.at("evaluation")
         figures, samples = held_out.evaluate(self.session, self.cfg.data.validation)
         self.session.run.log({"eval": True, "iteration": iteration, "model": model, "split": "validation", **figures})
         self.session.run.samples(f"{model}, iteration {iteration}", samples)

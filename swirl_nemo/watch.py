@@ -19,16 +19,17 @@ LONGEST = 10.0  # seconds between looks
 
 
 class Watch:
-    """`stage` and `part` say where this process is; whoever works sets them."""
+    """Whoever works says `at` what it is."""
 
     def __init__(self, folder: Path, rank: int, world: int, timeout: float):
-        self.stage, self.part = "start", ""
+        self._stage, self._part, self._beats = "start", "", 0
         self._folder, self._rank = folder / "alive", rank
         self._watched = range(1, world) if rank == 0 else [0] if rank == 1 else []
         self._alone = world == 1
         self._interval = min(timeout / LOOKS, LONGEST)
         self._limit = int(SHARE * timeout / self._interval)
         self._over = threading.Event()
+        self._running = False
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -38,6 +39,10 @@ class Watch:
             yield
             return
         self._folder.mkdir(parents=True, exist_ok=True)
+        for rank in self._watched:  # what an earlier job left is no sign of life
+            (self._folder / str(rank)).unlink(missing_ok=True)
+        self._beat()
+        self._running = True
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         try:
@@ -52,15 +57,15 @@ class Watch:
 
     def _stop(self, thread: threading.Thread, clean: bool) -> None:
         self._over.set()
+        self._running = False
         thread.join()
         if clean:
             self._write(ENDED)
 
     def _run(self) -> None:
-        seen, looks, count = {}, dict.fromkeys(self._watched, 0), 0
+        seen, looks = {}, dict.fromkeys(self._watched, 0)
         while not self._over.wait(self._interval):
-            count += 1
-            self._write(f"{count} {self.stage} {self.part}".rstrip())
+            self._beat()
             for rank in self._watched:
                 beat = self._read(rank)
                 looks[rank] = looks[rank] + 1 if beat == seen.get(rank) != ENDED else 0
@@ -74,6 +79,16 @@ class Watch:
         mend = f"({self._folder / str(rank)}): look at its node, then run the same command again"
         print(f"swirl: error: {told} {mend}", file=sys.stderr, flush=True)
         os._exit(1)
+
+    def at(self, part: str, stage: str | None = None) -> None:
+        """What this process does from now on, within the stage named last."""
+        self._part, self._stage = part, stage or self._stage
+        if self._running:
+            self._beat()
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._write(f"{self._beats} {self._stage} {self._part}".rstrip())
 
     def _write(self, text: str) -> None:
         (self._folder / str(self._rank)).write_text(text)

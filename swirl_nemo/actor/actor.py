@@ -137,7 +137,8 @@ class SwirlActor(MegatronGPTActorModel):
         # Megatron's own `step`, taken apart: it would step with any norm
         optimizer.prepare_grads()
         grad_norm = float(optimizer.clip_grad_norm(clip_grad))
-        stepped = not agree(not math.isfinite(grad_norm + float(sums.get("loss", 0.0))), torch.cuda.current_device())
+        finite = math.isfinite(grad_norm + float(sums.get("loss", 0.0))) and _all_finite(optimizer.get_parameters())
+        stepped = not agree(not finite, torch.cuda.current_device())
         if stepped:
             optimizer.step_with_ready_grads()
         return grad_norm, sums, stepped
@@ -204,6 +205,12 @@ class SwirlActor(MegatronGPTActorModel):
         if self.transformer_config.sequence_parallel:
             tokens = F.pad(tokens, (0, -tokens.shape[1] % self.cfg.tensor_model_parallel_size))
         return tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+
+def _all_finite(parameters: list[Tensor]) -> bool:
+    """Whether this rank's gradients are: the norm leaves out what other tensor-parallel ranks hold a copy of."""
+    norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return not norms or bool(torch.stack(list(norms)).isfinite().all())
 
 
 def _add(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
