@@ -170,6 +170,17 @@ PLANTED = {
 }
 
 
+def _pruned(root: Path) -> list[str]:
+    """What is left of six checkpoints, of which three have a score, and a named one."""
+    from swirl_nemo.checkpoint import run_state
+
+    for name, score in {"1": 0.5, "2": None, "3": 0.75, "4": 0.25, "5": None, "6": None, "warmup": 0.0}.items():
+        (root / name).mkdir(parents=True)
+        (root / name / "state.json").write_text(json.dumps({"score": score}))
+    run_state._prune(root, keep=2, keep_best=2)
+    return sorted(path.name for path in root.iterdir())
+
+
 def _load_planted(work: Path) -> None:
     """What loading the honest checkpoint gave, what was said of each planted one, and which ran: work/said.json.
 
@@ -202,6 +213,7 @@ def _load_planted(work: Path) -> None:
             said[plant.__name__] = [str(error), proof.exists()]
     read(work / "_plant_common", lambda sharded, folder: dist_checkpointing.load(sharded, str(folder)))
     said["unguarded"] = (work / "_plant_common.proof").exists()
+    said["kept"] = _pruned(work / "checkpoints")
     (work / "said.json").write_text(json.dumps(said))
 
 
@@ -229,6 +241,11 @@ def test_what_is_planted_is_refused_with_its_name_and_does_not_run(said, plant):
 def test_without_the_guard_it_would_run(said):
     """Megatron's own load runs what common.pt names: the guard is what keeps it from that."""
     assert said["unguarded"]
+
+
+@pytest.mark.megatron
+def test_the_newest_and_the_best_checkpoints_are_kept(said):
+    assert said["kept"] == ["1", "3", "5", "6", "warmup"]
 
 
 def test_a_tag_in_model_config_yaml_is_refused_with_its_name(tmp_path):

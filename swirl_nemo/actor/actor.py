@@ -209,8 +209,8 @@ class SwirlActor(MegatronGPTActorModel):
 
 def _all_finite(parameters: list[Tensor]) -> bool:
     """Whether this rank's gradients are: the norm leaves out what other tensor-parallel ranks hold a copy of."""
-    norms = torch._foreach_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    return not norms or bool(torch.stack(list(norms)).isfinite().all())
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return not grads or bool(torch.stack(torch._foreach_norm(grads)).isfinite().all())
 
 
 def _add(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ done but starting the same command again.
     work/runs/{layout}     never disturbed: what the others are compared with
     work/runs/faulted      (`main`) each fault once, one after the other
     work/runs/seed-N       (`kills`) six kills at moments drawn from the seed
-    work/faults.jsonl      a row a launch with a fault: what it was, what came of it, the log's last lines
+    work/faults.jsonl      a row a launch with a fault: what it was, what came of it, the log
 """
 
 import json
@@ -138,7 +138,7 @@ def launch(work: Path, name: str, *extra: str, faults: tuple[Fault, ...] = (), p
         row = {"run": name, "faults": [asdict(fault) for fault in faults], "lines": len(lines), **result}
         row["finished"] = (work / "runs" / name / "summary.json").exists()
         with (work / "faults.jsonl").open("a") as file:
-            file.write(json.dumps(row | {"log": result["log"][-4000:]}) + "\n")
+            file.write(json.dumps(row) + "\n")
     return result
 
 
