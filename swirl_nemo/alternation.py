@@ -15,6 +15,7 @@ from .data.order import Order
 from .data.transition import Transition
 from .data.transitions import TransitionFile
 from .evaluation import held_out
+from .guard import judge
 from .interrupt import Interrupt
 from .phase import Step, grpo_step
 from .roles import FWM, IDM, ROLES, Role
@@ -33,6 +34,10 @@ class Stage:
     iteration: int
     steps: int
 
+    @property
+    def name(self) -> str:
+        return f"{self.kind} {'+'.join(role.name for role in self.roles)}"
+
 
 @dataclass
 class State:
@@ -42,6 +47,7 @@ class State:
     step: int = 0
     optimizer_step: int = 0
     tokens: int = 0
+    nonfinite: int = 0  # steps in a row, up to now, that were skipped
 
 
 def stages(cfg: SwirlConfig) -> list[Stage]:
@@ -85,17 +91,23 @@ class Driver:
         self.interrupt = Interrupt()
 
     def start(self) -> None:
-        """Load the newest checkpoint of this run, or the starting models."""
+        """Load the newest sound checkpoint of this run, or the starting models where it has none yet.
+
+        Raises ValueError where it has some and none is sound.
+        """
         from .checkpoint import run_state
 
-        folder = run_state.newest(self.session.run.folder)
+        run = self.session.run
+        folder = run_state.newest(run)
         if folder is None:
             self.session.load()
-            self.session.run.truncate(0)
+            if run.position:
+                run.say(f"{run.folder}: ended before its first checkpoint: starts anew")
+            run.go_on(b"")
             return
         saved = run_state.load(self.session, folder)
         self.state = State(**saved["counters"])
-        self.session.run.truncate(saved["metrics_position"])
+        run.go_on((folder / run_state.METRICS).read_bytes())
 
     def run(self, until: str | None = None) -> None:
         """All stages that are left; `until` names the kind of stage after which to stop."""
@@ -111,12 +123,18 @@ class Driver:
             self._enter(stage)
         one_step = self._stepper(stage)
         while self.state.step < stage.steps:
+            self.session.watch.at("", f"{stage.name} step {self.state.step + 1}")
             record = one_step(self.state.step)
+            batch = record.pop("nonfinite", None)
             self.state.step += 1
             self.state.optimizer_step += record.pop("optimizer_steps")
             self.state.tokens += record.pop("tokens")
             counters = {"step": self.state.step, "optimizer_step": self.state.optimizer_step}
-            self.session.run.log({"iteration": stage.iteration, **record, **counters})
+            record = {"iteration": stage.iteration, **record, **counters}
+            self.session.run.log(record)
+            self.state.nonfinite = judge(
+                self.cfg.run, self.session.run, record, batch, self.state.nonfinite, self.session.device
+            )
             if self.interrupt.requested(self.session.device):
                 self.save()
                 raise SystemExit(0)
@@ -137,18 +155,18 @@ class Driver:
 
     def _leave(self, stage: Stage) -> None:
         """Held-out figures and a lasting checkpoint where a model is finished; then on to the next stage."""
-        sets, after = self.session.sets, self._after()
+        sets, after, score = self.session.sets, self._after(), None
         if stage.kind == "pretrain" and self.cfg.model.weights is Weights.separate:
             sets.copy(FWM.name, IDM.name)
         if stage.kind == "phase":
             sets.drop(REFERENCE)
         model = MODELS.get(stage.kind)
         if model and (after is None or (after.kind, after.iteration) != (stage.kind, stage.iteration)):
-            self._evaluate(model, stage.iteration)
+            score = self._evaluate(model, stage.iteration)
             if after is None or after.kind != stage.kind:
                 self.save(model)
         self.state.stage, self.state.step = self.state.stage + 1, 0
-        self.save()
+        self.save(score=score)
 
     def _after(self) -> Stage | None:
         return self.plan[self.state.stage + 1] if self.state.stage + 1 < len(self.plan) else None
@@ -255,10 +273,12 @@ class Driver:
 
     # saving and evaluating
 
-    def save(self, name: str | None = None) -> None:
-        """A checkpoint of this moment; named ones are kept for good, numbered ones pruned to run.keep."""
+    def save(self, name: str | None = None, score: float | None = None) -> None:
+        """A checkpoint of this moment; named ones are kept for good, numbered ones pruned to run.keep newest and
+        run.keep_best of the highest `score`."""
         from .checkpoint import run_state
 
+        self.session.watch.at("save")
         session, inside = self.session, self.state.step > 0 and name is None
         in_phase = inside and self.plan[self.state.stage].kind == "phase"
         state = {
@@ -266,9 +286,11 @@ class Driver:
             "policy": session.sets.policy,
             "optimizer": inside and session.actor.has_stepped,
             "metrics_position": session.run.position,
+            "score": score,
         }
         sets = [*session.policies, *([REFERENCE] if in_phase else [])]
-        run_state.save(session, name or f"{self.state.optimizer_step:08d}", state, sets, self.cfg.run.keep)
+        name, run = name or f"{self.state.optimizer_step:08d}", self.cfg.run
+        run_state.save(session, name, state, sets, run.keep, run.keep_best)
 
     def summarise(self) -> dict:
         """Read the test split once for each finished model; write summary.json and report.html."""
@@ -295,11 +317,13 @@ class Driver:
         session.run.finish(summary)
         return summary
 
-    def _evaluate(self, model: str, iteration: int) -> None:
-        """Validation figures of the current weight sets, into metrics.jsonl and samples.jsonl."""
+    def _evaluate(self, model: str, iteration: int) -> float:
+        """Validation figures of the current weight sets, into metrics.jsonl and samples.jsonl; mean exact match."""
+        self.session.watch.at("evaluation")
         figures, samples = held_out.evaluate(self.session, self.cfg.data.validation)
         self.session.run.log({"eval": True, "iteration": iteration, "model": model, "split": "validation", **figures})
         self.session.run.samples(f"{model}, iteration {iteration}", samples)
+        return (figures["fwm/exact_match"] + figures["idm/exact_match"]) / 2
 
 
 def train(cfg: SwirlConfig) -> dict:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from .config import PhaseConfig, RoleDataConfig, RoleName, SftConfig, SwirlConfig
 
@@ -28,8 +29,10 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     _require(
         "run.name", cfg.run.name, lambda v: v and v not in (".", "..", "latest") and "/" not in v, "a folder's name"
     )
-    _require_all("run", cfg.run, _NOT_NEGATIVE, "save_every")
-    _require_all("run", cfg.run, _POSITIVE, "keep")
+    _require_all("run", cfg.run, _NOT_NEGATIVE, "save_every", "keep_best")
+    _require_all("run", cfg.run, _POSITIVE, "keep", "max_nonfinite")
+    for name in ("drift_warn", "drift_stop"):
+        _require(f"run.{name}", getattr(cfg.run, name), lambda v: v is None or v > 0, "over 0, or null")
     _require_all("model", cfg.model, _POSITIVE, "max_length", "logit_chunk")
     _require_all("eval", cfg.eval, _NOT_NEGATIVE, "transitions", "samples")
     _require_all("eval", cfg.eval, _POSITIVE, "batch")
@@ -62,7 +65,11 @@ def _check_model(key: str, folder: Path, cfg: SwirlConfig) -> None:
         raise ValueError(
             f"{key}={folder}: no model_config.yaml in it: make the folder with swirl import HF_DIR {folder}"
         )
-    model = OmegaConf.load(file)
+    try:
+        model = OmegaConf.load(file)
+    except YAMLError as error:
+        what = " ".join(str(error).split())
+        raise ValueError(f"{key}={folder}: model_config.yaml is no plain YAML ({what}): import it again") from None
     divided = {
         "tensor": ("num_attention_heads", "num_query_groups", "ffn_hidden_size"),
         "pipeline": ("num_layers",),

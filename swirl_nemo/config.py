@@ -62,6 +62,10 @@ class RunConfig:
     seed: int = MISSING
     save_every: int = MISSING  # steps between checkpoints; 0: only at the end of a phase and on SIGTERM
     keep: int = MISSING  # newest checkpoints kept
+    keep_best: int = MISSING  # and those of the highest exact match on data.validation, mean of both roles
+    max_nonfinite: int = MISSING  # a run stops after so many steps in a row with a loss, reward or norm not finite
+    drift_warn: float | None = MISSING  # one line where drift/max is over it; null: never
+    drift_stop: float | None = MISSING  # the run stops where drift/max is over it; null: never
     tensorboard: bool = MISSING
     wandb_project: str | None = MISSING  # null: no W&B
 
@@ -197,7 +201,7 @@ class EvalConfig:
 @dataclass
 class ClusterConfig:
     backend: str = MISSING  # gloo on CPUs, nccl on GPUs
-    timeout_minutes: int = MISSING
+    timeout_minutes: float = MISSING
     nodes: int = MISSING
     devices: int = MISSING  # processes a node
 

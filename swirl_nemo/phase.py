@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import grpo, supervised
+from . import grpo, guard, supervised
 from .actor.batch import MicroBatch, plain
 from .config import PhaseConfig, Weights
 from .data.batch import Sequences, collate
 from .data.transition import Transition
+from .guard import agree
 from .reward import counterpart_logprobs
 from .roles import Role
 from .rollout.engine import Rollout
 from .session import REFERENCE, Session
+from .watch import Watch
 
 TOKEN_SUMS = ("tokens", "ratio/mean", "ratio/clip_fraction", "kl/reference", "drift/mean", "entropy")
 
@@ -39,13 +41,15 @@ class Step:
 
 
 class Stopwatch:
-    """Seconds by name."""
+    """Seconds by name; the job's watch is told what is being done."""
 
-    def __init__(self):
+    def __init__(self, watch: Watch):
         self.seconds: dict[str, float] = {}
+        self._watch = watch
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        self._watch.at(name)
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -56,7 +60,7 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
     phase: PhaseConfig = getattr(session.cfg.phase, role.name)
     if phase.policy_gradient == 0:
         return _without_rollout(session, role, phase, step)
-    watch = Stopwatch()
+    watch = Stopwatch(session.watch)
     swapped = session.sets.seconds
     with watch("step"):
         mine = list(session.share(step.transitions))
@@ -66,8 +70,10 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
         with watch("score"):
             rewards, reference = score(session, role, phase, mine, rollout, sequences)
         reward, clamped = grpo.clamp_rewards(rewards, phase.reward_floor)
+        if agree(not bool(reward.isfinite().all()), session.device):
+            return _not_rewarded(session, phase, sequences, reward, mine, step)
         ranked = _advantages(phase, reward)
-        samples = Samples(sequences, rollout, reference, ranked)
+        samples = Samples(sequences, rollout, reward, reference, ranked)
         with watch("train"):
             trained = update(session, role, phase, samples, mine, step)
     watch.seconds["swap"] = session.sets.seconds - swapped
@@ -76,10 +82,30 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
 
 def _without_rollout(session: Session, role: Role, phase: PhaseConfig, step: Step) -> dict[str, float]:
     """The policy gradient switched off: replay and M-step alone need no sample and no score."""
-    watch = Stopwatch()
+    watch = Stopwatch(session.watch)
     with watch("step"):
         trained = update(session, role, phase, None, list(session.share(step.transitions)), step)
     return trained | {"seconds/step": watch.seconds["step"], "memory/peak_gb": peak_memory_gb()}
+
+
+def _not_rewarded(session, phase: PhaseConfig, sequences, reward: Tensor, mine, step: Step) -> dict:
+    """A step with a reward that is not finite trains on nothing."""
+    bad = _batch(session, phase, sequences, reward, mine, step)
+    return {"loss": None, "skipped/nonfinite": phase.optimizer_steps, "lr": step.lr, "tokens": 0, "nonfinite": bad}
+
+
+def _batch(session, phase: PhaseConfig, sequences: Sequences | None, reward: Tensor | None, mine, step) -> list[dict]:
+    """All ranks' completions with their rewards, and the supervised rows, to be dumped. Collective."""
+    parts = guard.rows("replay", step.replay) + guard.rows("mstep", step.annotated)
+    if sequences is None:
+        return parts
+    completions = [
+        session.prompter.decode(sequences.targets[row][sequences.completion_mask[row]].tolist())
+        for row in range(len(sequences))
+    ]
+    rows = guard.rows("policy", [t for t in mine for _ in range(phase.group)])
+    scored = zip(rows, completions, reward.tolist(), strict=True)
+    return session.gather([row | {"completion": text, "reward": value} for row, text, value in scored]) + parts
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,7 @@ class Samples:
 
     sequences: Sequences
     rollout: Rollout
+    reward: Tensor  # [b]
     reference: Tensor | None  # [b, C]
     ranked: grpo.Advantages
 
@@ -166,9 +193,13 @@ def update(
                 batches += supervised.micro_batches(session, pairs, weight)
         reduced.append(_optimizer_step(session, phase, batches, step.lr))
     tokens = sum(int(part.pop("tokens")) for part in reduced)
+    skipped = sum(part.pop("skipped/nonfinite") for part in reduced)
     first, last = reduced[0], reduced[-1]
+    seen = (None, None) if samples is None else (samples.sequences, samples.reward)
+    bad = {"nonfinite": _batch(session, phase, *seen, mine, step)} if skipped else {}
     # Drift is rounding only before the first step of the batch; ratio and clipping are of interest after the last.
-    return last | {name: value for name, value in first.items() if name.startswith("drift")} | {"tokens": tokens}
+    drift = {name: value for name, value in first.items() if name.startswith("drift")}
+    return last | drift | {"tokens": tokens, "skipped/nonfinite": skipped} | bad
 
 
 def _policy_batches(session, role: Role, phase: PhaseConfig, samples: Samples, groups: list[int]) -> list[MicroBatch]:
@@ -219,11 +250,11 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
     """Sums of all ranks as means. A step for which no rank has a live group or a supervised row is skipped."""
     anyone = session.add_up(torch.tensor([float(len(batches))], device=session.device))
     if anyone.item() == 0:
-        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "tokens": 0}
+        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "tokens": 0, "skipped/nonfinite": 0}
     tokens = supervised.trained_tokens(session, batches)
     if not batches:
         batches = [_nothing(session)]
-    grad_norm, sums = session.actor.optimizer_step(batches, lr, phase.clip_grad)
+    grad_norm, sums, stepped = session.actor.optimizer_step(batches, lr, phase.clip_grad)
     session.sets.trained()
     zero = torch.zeros((), device=session.device)
     names = ("loss", *TOKEN_SUMS)
@@ -232,7 +263,8 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
     loss = values.pop("loss").item()
     drift = session.add_up(sums.get("drift/max", zero).reshape(1).clone(), maximum=True).item()
     means = grpo.token_means(values)
-    return means | {"drift/max": drift, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+    figures = {"drift/max": drift, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
+    return means | figures | {"skipped/nonfinite": int(not stepped)}
 
 
 def _nothing(session: Session) -> MicroBatch:

@@ -97,15 +97,25 @@ class Run:
         self._display.show(record)
         _feed(self._loggers, record)
 
-    def truncate(self, position: int) -> None:
-        """Before going on from a checkpoint: drop the lines that followed it, so that each step stands there once.
+    def say(self, text: str) -> None:
+        """One line on the log, beside the steps' own."""
+        if self.is_main:
+            self._display.say(text)
 
-        A line that was cut while being written goes too.
+    def recorded(self, position: int) -> bytes:
+        """The first `position` bytes of metrics."""
+        return self.metrics.read_bytes()[:position] if self.metrics.exists() else b""
+
+    def go_on(self, metrics: bytes) -> None:
+        """Before going on from a checkpoint: let metrics.jsonl be what it was then, so that each step is there once.
+
+        Lines that followed it go, a line that was cut while being written too; lines that were lost come back.
         """
         assert self._loggers is None
-        if self.is_main and self.metrics.exists():
-            kept = self.metrics.read_bytes()[:position]
-            write(self.metrics, kept[: kept.rfind(b"\n") + 1])
+        if self.is_main and self.recorded(self.position) != metrics:
+            if self.position < len(metrics):
+                self.say(f"{self.metrics}: lines were missing: put back from the checkpoint")
+            write(self.metrics, metrics)
 
     def samples(self, stage: str, rows: list[dict]) -> None:
         """Put a stage's predictions into samples.jsonl, in place of any from an earlier pass over the same stage.
@@ -116,6 +126,14 @@ class Run:
             path = self.folder / "samples.jsonl"
             others = [row for row in read_lines(path) if row["stage"] != stage] if path.exists() else []
             write(path, b"".join(json_line(row) for row in others + [{"stage": stage, **row} for row in rows]))
+
+    def dump(self, name: str, rows: list[dict]) -> Path:
+        """Rows as JSON lines in a file of the run's folder, which need not be there yet; its path."""
+        path = self.folder / name
+        if self.is_main:
+            path.parent.mkdir(exist_ok=True)
+            write(path, b"".join(json_line(row) for row in rows))
+        return path
 
     def finish(self, summary: dict) -> None:
         """Write summary.json and report.html, and print the table of held-out figures. Seconds and commit are added."""
@@ -164,25 +182,25 @@ class Display:
         title = _title(record)
         if record.get("eval"):
             shown = (name for name in record if name.endswith(_SHOWN_HELD_OUT) and record[name] is not None)
-            self._print(f"{title}: {', '.join(f'{name} {record[name]:.3f}' for name in shown)}")
+            self.say(f"{title}: {', '.join(f'{name} {record[name]:.3f}' for name in shown)}")
             return
         figures = " · ".join(form.format(record[name]) for name, form in _SHOWN.items() if record.get(name) is not None)
         if self._console.is_terminal:
             self._advance(title, record, figures)
         else:
             total = self._steps(record)
-            self._print(f"{title} step {record['step']}{f'/{total}' if total else ''} · {figures}")
+            self.say(f"{title} step {record['step']}{f'/{total}' if total else ''} · {figures}")
 
     def finish(self, table: Table, report: Path) -> None:
         self.stop()
         self._console.print(table)
-        self._print(f"report: {report}")
+        self.say(f"report: {report}")
 
     def stop(self) -> None:
         if self._progress is not None:
             self._progress.stop()
 
-    def _print(self, text: str) -> None:
+    def say(self, text: str) -> None:
         self._console.print(f"{datetime.now():%H:%M:%S} {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _advance(self, title: str, record: dict, figures: str) -> None:

@@ -1,6 +1,7 @@
 """What every verb that runs a model holds: settings, actor, weight sets, prompts, run folder, this rank's share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ from .data.transition import Transition
 from .roles import ROLES, Role
 from .rollout.sampling import Distribution, unrestricted
 from .runs import Run
+from .watch import Watch
 
 T = TypeVar("T")
 SHARED, REFERENCE, WARM = "shared", "reference", "warmup"
@@ -35,11 +37,15 @@ class Session:
         self.prompter = Prompter(load_tokenizer(cfg.data.tokenizer), cfg.data, cfg.run.seed)
         self.is_main = dist.get_rank() == 0
         self.run = Run(Path(cfg.run.root, cfg.run.name), cfg, is_main=self.is_main)
+        seconds = cfg.cluster.timeout_minutes * 60
+        self.watch = Watch(self.run.folder, dist.get_rank(), dist.get_world_size(), seconds)
 
-    def open_run(self) -> Run:
-        """Make the run's folder, or open it again. Verbs that train do; `eval` and `annotate` leave a run as it is."""
-        self.run = Run.open(self.cfg, is_main=self.is_main)
-        return self.run
+    @contextmanager
+    def open_run(self) -> Iterator[None]:
+        """Make the run's folder, or open it again, and watch the job's processes. Verbs that train do; `eval` and
+        `annotate` leave a run as it is."""
+        with Run.open(self.cfg, is_main=self.is_main) as self.run, self.watch():
+            yield
 
     def load(self) -> None:
         """Weight sets from cfg.model.fwm and, when separate, cfg.model.idm."""

@@ -78,8 +78,7 @@ def compose(overrides: list[str], config: str = "swirl", schema: type = SwirlCon
     """
     parsed = [_parse(override) for override in overrides]
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra.compose(config, overrides=overrides)
+        composed = _composed(config, overrides)
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ValueError(f"{missing[0]}: nothing sets it: give {missing[0]}=VALUE")
@@ -88,6 +87,17 @@ def compose(overrides: list[str], config: str = "swirl", schema: type = SwirlCon
         raise ValueError(_unknown_choice(error, parsed)) from error
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ValueError(_one_line(error, parsed, schema)) from error
+
+
+def _composed(config: str, overrides: list[str]):
+    """Hydra's own checks of a group's choice raise plain ValueErrors and TypeErrors."""
+    try:
+        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return hydra.compose(config, overrides=overrides)
+    except (ValueError, TypeError) as error:
+        if isinstance(error, HydraException | OmegaConfBaseException):
+            raise
+        raise ValueError(f"{' '.join(overrides)}: {' '.join(str(error).split())}: mend that value") from error
 
 
 def _parse(override: str) -> Override:

@@ -78,7 +78,7 @@ def test_other_ranks_write_nothing(cfg, tmp_path, capsys):
         run.log(step(1))
         run.samples("warmup", [{"role": "fwm"}])
         run.finish(SUMMARY)
-        run.truncate(0)
+        run.go_on(b"")
     assert not (tmp_path / "runs").exists() and not capsys.readouterr().out
 
 
@@ -128,24 +128,26 @@ def test_resumed_run_has_each_step_once(cfg, tail):
         file.write(tail)
     assert len(read_lines(run.metrics)) == 6
     with Run.open(cfg, is_main=True) as run:
-        run.truncate(position)
+        run.go_on(run.recorded(position))
         assert run.position == position
         for n in (4, 5, 6):
             run.log(step(n))
     assert [line["step"] for line in read_lines(run.metrics)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_cut_line_within_the_checkpointed_part_goes_too(cfg):
-    """A file shorter than the checkpoint says, as after a full disk, loses its broken end and nothing else."""
+def test_lines_that_were_lost_come_back_from_the_checkpoint(cfg, capsys):
+    """A file shorter than the checkpoint says, as after a power cut, and one that is gone."""
     with Run.open(cfg, is_main=True) as run:
         run.log(step(1))
         run.log(step(2))
-        position = run.position
-    os.truncate(run.metrics, position - 10)
-    run = Run.open(cfg, is_main=True)
-    run.truncate(position)
-    run.log(step(2))
-    assert [line["step"] for line in read_lines(run.metrics)] == [1, 2]
+        recorded = run.recorded(run.position)
+    for lose in (lambda path: os.truncate(path, path.stat().st_size - 10), os.unlink):
+        lose(run.metrics)
+        run = Run.open(cfg, is_main=True)
+        run.go_on(recorded)
+        assert run.metrics.read_bytes() == recorded and "put back" in capsys.readouterr().out
+    run.log(step(3))
+    assert [line["step"] for line in read_lines(run.metrics)] == [1, 2, 3]
 
 
 def test_a_bad_line_is_named(tmp_path):
@@ -192,7 +194,7 @@ def test_seconds_go_on_after_a_resume(cfg):
     with run.metrics.open("a") as file:
         file.write(json.dumps(step(2, **{"seconds/run": 5000.0})) + "\n")
     with Run.open(cfg, is_main=True) as run:
-        run.truncate(position)
+        run.go_on(run.recorded(position))
         run.log(step(2))
     assert 1000 < read_lines(run.metrics)[-1]["seconds/run"] < 1100
 
@@ -215,7 +217,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(cfg):
         position = run.position
         run.log(step(2, loss=9.0))
     with Run.open(cfg, is_main=True) as run:
-        run.truncate(position)
+        run.go_on(run.recorded(position))
         run.log(step(2))
         run.log({"eval": True, "iteration": 1, "model": "swirl", "split": "validation", "fwm/exact_match": 0.75})
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()

@@ -5,6 +5,7 @@ It is NeMo-Aligner's MegatronGPTActorModel with its three interfaces (`get_infer
 rollout, and the loss is a function of log-probs that the caller gives with each micro-batch.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorM
 from nemo_aligner.utils.train_utils import prepare_for_training_step, set_eval, set_sync_funcs, set_train
 from torch import Tensor
 
+from ..guard import agree
 from ..rollout.engine import Rollout, from_last_stage, generate
 from ..rollout.sampling import Distribution
 from .batch import MicroBatch, pad_columns
@@ -123,8 +125,9 @@ class SwirlActor(MegatronGPTActorModel):
             dist.broadcast_object_list(box, source, group=parallel_state.get_pipeline_model_parallel_group())
         return box[0]
 
-    def optimizer_step(self, micro_batches: list[MicroBatch], lr: float, clip_grad: float) -> tuple[float, dict]:
-        """One step of Megatron's distributed optimizer: the gradient norm before clipping, and the metric sums."""
+    def optimizer_step(self, micro_batches: list[MicroBatch], lr: float, clip_grad: float) -> tuple[float, dict, bool]:
+        """One step of Megatron's distributed optimizer: the gradient norm before clipping, the metric sums, and whether
+        it was done: weights and moments stay as they are where any process has a loss or norm that is not finite."""
         prepare_for_training_step(self, zero_grad=False)
         self._optimizer.zero_grad()
         sums = self.get_loss_and_metrics(micro_batches, forward_only=False)
@@ -134,9 +137,14 @@ class SwirlActor(MegatronGPTActorModel):
             group["lr"] = lr
             # Megatron marks norms and biases with wd_mult 0 and leaves it to a scheduler of its own to heed that
             group["weight_decay"] = self.cfg.optim.weight_decay * group["wd_mult"]
-        optimizer.config.clip_grad = clip_grad
-        _, grad_norm, _ = self._optimizer.step()
-        return float(grad_norm), sums
+        # Megatron's own `step`, taken apart: it would step with any norm
+        optimizer.prepare_grads()
+        grad_norm = float(optimizer.clip_grad_norm(clip_grad))
+        finite = math.isfinite(grad_norm + float(sums.get("loss", 0.0))) and _all_finite(optimizer.get_parameters())
+        stepped = not agree(not finite, torch.cuda.current_device())
+        if stepped:
+            optimizer.step_with_ready_grads()
+        return grad_norm, sums, stepped
 
     def reset_optimizer(self) -> None:
         """Forget the moments and step from the live weights: a phase starts as a fresh run does."""
@@ -200,6 +208,12 @@ class SwirlActor(MegatronGPTActorModel):
         if self.transformer_config.sequence_parallel:
             tokens = F.pad(tokens, (0, -tokens.shape[1] % self.cfg.tensor_model_parallel_size))
         return tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+
+def _all_finite(parameters: list[Tensor]) -> bool:
+    """Whether this rank's gradients are: the norm leaves out what other tensor-parallel ranks hold a copy of."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return not grads or bool(torch.stack(torch._foreach_norm(grads)).isfinite().all())
 
 
 def _add(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
+from torch.distributed import distributed_c10d
 
 from ..checkpoint.huggingface import read_model_config
 from ..config import Dtype, SwirlConfig
@@ -93,6 +94,12 @@ def init_process_group(cfg: SwirlConfig) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
+def limit_waiting(cfg: SwirlConfig) -> None:
+    """Megatron gives its groups a time-out of its own, half an hour: let all have the run's."""
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(minutes=cfg.cluster.timeout_minutes), group)
+
+
 def quiet() -> None:
     """The run's own lines are what a log should hold: NeMo and Lightning speak up for errors only."""
     from nemo.utils import logging as nemo_logging
@@ -138,4 +145,5 @@ def build_actor(cfg: SwirlConfig, checkpoint: Path):
     placeholder = [0]
     aligner.init_using_ptl(trainer, actor, torch.utils.data.DataLoader(placeholder), placeholder)
     model_parallel_cuda_manual_seed(cfg.run.seed)
+    limit_waiting(cfg)
     return actor

@@ -57,11 +57,11 @@ def compute(work: Path) -> dict[str, dict]:
     return {name: torch.load(work / f"{name}.pt") for name in LAYOUTS}
 
 
-def run_module(module: str, work: Path) -> None:
+def run_module(module: str, work: Path, *arguments: str) -> None:
     """A module of this folder in a process of its own; the end of its output is shown where it fails."""
     log = work / "log"
     with log.open("w") as output:  # not a pipe: a process left behind would hold it open
-        done = subprocess.run([sys.executable, "-m", module, work], cwd=TESTS, stdout=output, stderr=output)
+        done = subprocess.run([sys.executable, "-m", module, work, *arguments], cwd=TESTS, stdout=output, stderr=output)
     assert done.returncode == 0, log.read_text()[-6000:]
 
 

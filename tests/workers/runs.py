@@ -132,10 +132,13 @@ def _moved(work: Path) -> None:
 
 
 def _forgetful(work: Path) -> None:
+    from swirl_nemo.checkpoint import manifest
+
     state = work / "runs" / "forgetful" / "checkpoints" / "latest" / "state.json"
     saved = json.loads(state.read_text())
     assert saved["optimizer"] is True
     state.write_text(json.dumps(saved | {"optimizer": False}))
+    manifest.write(state.parent, manifest.describe(state.parent, manifest.files(state.parent)))
     launch(work, "forgetful", stop=Stop("idm", None, STEPS["idm"]))
 
 
