@@ -5,10 +5,10 @@ fact at one place of the text:
 
     you hall . cup table . book shelf . key hand . hat bed . ball chest . door open . fridge shut . chest open . ...
 
-An action is one to three commands joined by "and", carried out from left to right, each on a subject of its own: it
-names every fact that it changes (ALGORITHM.md, last section, on why). Commands that do not wait for each other may
-stand in any order, so several actions can lead from x to y. The behaviour policy always takes the first of them in the
-order of the facts.
+An action is one to three commands joined by "and", each on a subject of its own: it names every fact that it changes
+(ALGORITHM.md, last section, on why). They are carried out at once, each must be possible in the state that the action
+finds, and their order says nothing: states could not show it, so no model could learn it from them. So one, two or six
+actions lead from x to y. The behaviour policy names the commands in the order of the facts.
 """
 
 from collections.abc import Iterator
@@ -102,31 +102,34 @@ def possible(state: State, command: Command) -> bool:
         return "hall" in passage and ("kitchen" not in passage or state["door"] == "open")
     if subject in DEVICES:
         return state["you"] in DEVICES[subject]
-    held = sum(state[thing] == "hand" for thing in OBJECTS)
-    at_hand = state[subject] == "hand" or (_in_reach(state, state[subject]) and held < HANDS)
+    at_hand = state[subject] == "hand" or (_in_reach(state, state[subject]) and _held(state) < HANDS)
     return at_hand and (value == "hand" or _in_reach(state, value))
 
 
 def carry_out(state: State, commands: list[Command]) -> State | None:
-    """The state after the commands, or None if one of them is not possible when its turn comes."""
-    state = dict(state)
-    for subject, value in commands:
-        if not possible(state, (subject, value)):
-            return None
-        state[subject] = value
-    return state
+    """The state after the commands, given at once, or None if one is not possible or they take more than hands hold."""
+    if not all(possible(state, command) for command in commands):
+        return None
+    after = state | dict(commands)
+    return after if _held(after) <= HANDS else None
 
 
-def _orders(state: State, commands: list[Command]) -> list[list[Command]]:
-    """Every order in which the commands are possible, the one closest to the order of the facts first."""
-    by_fact = sorted(commands, key=lambda command: list(VALUES).index(command[0]))
-    return [list(order) for order in permutations(by_fact) if carry_out(state, list(order)) is not None]
+def _held(state: State) -> int:
+    return sum(state[thing] == "hand" for thing in OBJECTS)
 
 
-def _possible_commands(state: State, taken: list[Command]) -> list[Command]:
-    """Commands that can follow `taken`: possible in `state`, on a subject that none of them has touched."""
-    subjects = {subject for subject, _ in taken}
-    return [command for command in COMMANDS.values() if command[0] not in subjects and possible(state, command)]
+def _in_order_of_facts(commands: list[Command]) -> list[Command]:
+    return sorted(commands, key=lambda command: list(VALUES).index(command[0]))
+
+
+def _further(state: State, commands: list[Command]) -> list[Command]:
+    """Commands that can be given together with `commands`."""
+    subjects = {subject for subject, _ in commands}
+    return [
+        command
+        for command in COMMANDS.values()
+        if command[0] not in subjects and carry_out(state, [*commands, command]) is not None
+    ]
 
 
 class Household:
@@ -140,15 +143,10 @@ class Household:
         return state
 
     def legal_actions(self, state: State) -> list[str]:
-        actions: list[list[Command]] = []
-        ends = [([], state)]
+        actions, ends = [], [[]]
         for _ in range(MAX_COMMANDS):
-            ends = [
-                ([*commands, command], carry_out(now, [command]))
-                for commands, now in ends
-                for command in _possible_commands(now, commands)
-            ]
-            actions += [commands for commands, _ in ends]
+            ends = [[*commands, command] for commands in ends for command in _further(state, commands)]
+            actions += ends
         return [action_text(commands) for commands in actions]
 
     def step(self, state: State, action: str) -> State:
@@ -166,9 +164,9 @@ class Household:
         if before is None or after is None:
             return []
         commands = [(subject, value) for subject, value in after.items() if before[subject] != value]
-        if not 1 <= len(commands) <= MAX_COMMANDS:
+        if not 1 <= len(commands) <= MAX_COMMANDS or carry_out(before, commands) is None:
             return []
-        return [action_text(order) for order in _orders(before, commands)]
+        return [action_text(order) for order in permutations(commands)]
 
     def combinations_in(self, action: str) -> set[str]:
         commands = parse_action(action) or []
@@ -187,15 +185,12 @@ class Household:
         for _ in range(config.episode_steps):
             size = rng.choices(range(1, MAX_COMMANDS + 1), weights=config.changes)[0]
             commands: list[Command] = []
-            now = state
-            while len(commands) < size and (candidates := _possible_commands(now, commands)):
+            while len(commands) < size and (candidates := _further(state, commands)):
                 subject = rng.choice(sorted({subject for subject, _ in candidates}))
-                command = rng.choice([command for command in candidates if command[0] == subject])
-                commands.append(command)
-                now = carry_out(now, [command])
-            action = action_text(_orders(state, commands)[0])
-            yield Step(self.render(state), action, self.render(now))
-            state = now
+                commands.append(rng.choice([command for command in candidates if command[0] == subject]))
+            after = carry_out(state, commands)
+            yield Step(self.render(state), action_text(_in_order_of_facts(commands)), self.render(after))
+            state = after
 
     def tokenizer(self):
         from .word_tokenizer import word_tokenizer  # transformers takes seconds to import, and only collecting needs it
