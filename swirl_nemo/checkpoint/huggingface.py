@@ -8,12 +8,14 @@ dtype). It loads in any TP x PP x DP layout. Tensors go over one by one: neither
 import math
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import AutoTokenizer, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from .distributed import DistributedWriter
@@ -139,12 +141,20 @@ def _check_values(keys: dict[str, Any]) -> None:
 
 def _parse(family: Family, keys: dict[str, Any]) -> PretrainedConfig:
     """Defaults are transformers', which may choke in any way on values that `_check_values` does not look at."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it warns of every rope_scaling that it finds odd
     try:
-        return family.config.from_dict(keys)
+        with _quietly():
+            return family.config.from_dict(keys)
     except Exception as error:
         raise ValueError(f"it cannot be read ({type(error).__name__}: {error}): mend it") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' warnings, of every rope_scaling that it finds odd and of a tokenizer's class."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
     finally:
         transformers_logging.set_verbosity(verbosity)
 
@@ -155,8 +165,14 @@ def _check_tokenizer(hf_dir: Path, config: PretrainedConfig) -> None:
     path = hf_dir / "tokenizer_config.json"
     if path.is_file() and "auto_map" in read_json(path):
         raise ValueError(f"{path}: auto_map asks for code that comes with the model, which is never run: remove it")
+    # AutoTokenizer imports half of transformers and more, seconds of it: only where nothing else reads the files
+    if (hf_dir / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast as Tokenizer
+    else:
+        from transformers import AutoTokenizer as Tokenizer
     try:
-        entries = len(AutoTokenizer.from_pretrained(hf_dir, trust_remote_code=False, local_files_only=True))
+        with _quietly():
+            entries = len(Tokenizer.from_pretrained(hf_dir, trust_remote_code=False, local_files_only=True))
     except Exception as error:  # transformers and tokenizers raise whatever a broken file leads to
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{hf_dir}: the tokenizer cannot be read ({reason}): download it again") from error
