@@ -27,11 +27,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from .mapping import LAYERS
+from .metadata import COMMON, CONFIG, FORMAT, METADATA, read_metadata
 from .safetensors_files import Scratch, fill
 
 PREFIX = "model."  # MegatronGPTModel keeps its GPTModel under this name
-METADATA, FORMAT, COMMON = ".metadata", "metadata.json", "common.pt"
-BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 _FILE_SIZE = 5 << 30  # a new file after that many bytes
 
 
@@ -86,8 +85,8 @@ class DistributedWriter:
         }
         self._file.flush()
         torch.save({}, self._folder / COMMON)
-        common = {"common_backend": "torch", "common_backend_version": 1}
-        (self._folder / FORMAT).write_text(json.dumps(BACKEND | common))
+        versions = {name.replace("backend", "backend_version"): 1 for name in FORMAT}
+        (self._folder / CONFIG).write_text(json.dumps(FORMAT | versions))
         with (self._folder / METADATA).open("wb") as file:
             pickle.dump(metadata, file)
 
@@ -121,10 +120,6 @@ class DistributedTensors:
         self._storage = metadata.storage_data
         self._files: dict[str, BinaryIO] = {}
         self._whole, self._part = Scratch(), Scratch()
-        for index, place in self._storage.items():
-            path = self._path(place.relative_path)
-            if not path.is_file() or path.stat().st_size < place.offset + place.length:
-                raise ValueError(f"{path} is missing or cut: {index.fqn} should be in it; take another checkpoint")
 
     def __enter__(self) -> "DistributedTensors":
         return self
@@ -167,7 +162,7 @@ class DistributedTensors:
 
     def _load(self, target: str, chunk: ChunkStorageMetadata, out: Tensor) -> None:
         place = self._storage[MetadataIndex(PREFIX + target, chunk.offsets)]
-        path = self._path(place.relative_path)
+        path = self._folder / place.relative_path
         if place.relative_path not in self._files:
             self._files[place.relative_path] = path.open("rb", buffering=0)
         file = self._files[place.relative_path]
@@ -177,65 +172,6 @@ class DistributedTensors:
             raise ValueError(f"{path}: {target} cannot be read ({error}): take another checkpoint") from error
         if start + out.nbytes > place.offset + place.length or not fill(file, start, out):
             raise ValueError(f"{path}: {target} cannot be read (it is cut): take another checkpoint")
-
-    def _path(self, name: str) -> Path:
-        if Path(name).name != name:
-            raise ValueError(f"{self._folder / METADATA} names {name}, outside its folder: do not use this checkpoint")
-        return self._folder / name
-
-
-def read_metadata(folder: Path) -> Metadata:
-    """`.metadata` of a checkpoint of format `torch_dist`; of what a pickle can name, only plain records are loaded.
-
-    Raises ValueError for another format, or for a pickle that names anything else.
-    """
-    for name in (FORMAT, METADATA):
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}: give a Megatron distributed checkpoint")
-    try:
-        backend = json.loads((folder / FORMAT).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / FORMAT} is not JSON ({error}): take another checkpoint") from error
-    if backend.get("sharded_backend") != BACKEND["sharded_backend"]:
-        raise ValueError(f"{folder}: sharded_backend {backend.get('sharded_backend')}: only torch_dist can be read")
-    path = folder / METADATA
-    try:
-        metadata = _Records(io.BytesIO(path.read_bytes())).load()
-    except Exception as error:  # whatever unpickling broken bytes may raise
-        raise ValueError(f"{path} cannot be read ({error}): take another checkpoint") from error
-    if not isinstance(metadata, Metadata):
-        raise ValueError(f"{path} is not a checkpoint's: take another checkpoint")
-    return metadata
-
-
-class _SavePlan:
-    """In place of Megatron's plans, which it keeps for its own next save."""
-
-
-class _Records(pickle.Unpickler):
-    """Loads records of torch.distributed.checkpoint and nothing that could run code."""
-
-    ALLOWED = {
-        "torch": {"Size"},
-        "torch.serialization": {"_get_layout"},
-        "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-        "torch.distributed.checkpoint.metadata": {
-            *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta"),
-            *("TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
-        },
-        "torch.distributed.checkpoint.planner": {"TensorWriteData", "WriteItem", "WriteItemType"},
-        "pathlib": {"PosixPath"},
-        "collections": {"OrderedDict"},
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module.startswith("megatron.core.dist_checkpointing.") and name == "MCoreSavePlan":
-            return _SavePlan
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        if name not in self.ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no record of a checkpoint")
-        return super().find_class(module, name)
 
 
 def _data_offset(saved: "_Slice", shape: torch.Size, out: Tensor) -> int:

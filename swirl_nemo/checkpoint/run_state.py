@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.api import CheckpointException
 
-from . import manifest, trusted
+from . import manifest, metadata, trusted
 from .huggingface import MODEL_CONFIG, TOKENIZER, WEIGHTS
 
 OPTIMIZER, STATE, METRICS, LATEST = "optimizer", "state.json", "metrics.jsonl", "latest"
@@ -97,7 +97,7 @@ def _seal(folder: Path) -> None:
     dist.broadcast_object_list(box)
     shares = _gather(manifest.describe(folder, box[0][dist.get_rank() :: dist.get_world_size()]))
     if dist.get_rank() == 0:
-        for path in folder.rglob(trusted.METADATA):
+        for path in folder.rglob(metadata.METADATA):
             trusted.check(path.parent)
         manifest.write(folder, {name: entry for share in shares for name, entry in share.items()})
 
