@@ -86,3 +86,13 @@ def test_the_actor_computes_what_transformers_computes(work, name, layout):
         for _ in range(families.GENERATED):
             completed = torch.cat([completed, model(completed).logits[:, -1:].argmax(-1)], 1)
     assert found["completions"] == completed[:, families.LENGTH :].tolist()
+
+
+@pytest.mark.megatron
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", families.LAYOUTS)
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_what_a_run_saves_is_exported_bitwise(work, tmp_path, name, layout):
+    """Megatron's own save, sharded by rows, columns and layers at TP2 x PP2, is the model that was imported."""
+    export_hf(work / f"{name} {layout}", tmp_path / "back")
+    assert_same_model(work / f"{name} hf", tmp_path / "back")

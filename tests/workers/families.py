@@ -125,15 +125,17 @@ def rows() -> list[list[int]]:
 
 
 def _visit(work: Path, name: str, layout: str) -> None:
-    """Log-probs, greedy completions with the cache, and the gradient norm of the summed log-probs."""
+    """Log-probs, greedy completions with the cache, the gradient norm of summed log-probs; a checkpoint as a run's."""
     import torch.distributed as dist
 
     from swirl_nemo.actor.batch import MicroBatch
+    from swirl_nemo.checkpoint.run_state import save_weights
     from swirl_nemo.checkpoint.verify import load_actor, megatron_logprobs
     from swirl_nemo.data.batch import collate
     from swirl_nemo.rollout.sampling import unrestricted
 
     actor = load_actor(work / name, LENGTH + GENERATED, LAYOUTS[layout])
+    save_weights(actor, work / name, work / f"{name} {layout}")
     logprobs = megatron_logprobs(actor, rows())
     distribution = unrestricted(VOCAB, actor.padded_vocab_size, VOCAB - 1)
     options = {"group": 1, "max_length": GENERATED, "pad": 0, "uniforms": None}
