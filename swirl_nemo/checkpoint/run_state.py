@@ -59,8 +59,7 @@ def save(session, name: str, state: dict, sets: list[str], keep: int, keep_best:
         _seal(partial)
     except (OSError, RuntimeError, CheckpointException) as error:
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in _DISK):
-            raise
-        shutil.rmtree(partial, ignore_errors=True)
+            raise  # `partial` stays, since other processes may be writing to it: the next start removes it
         reason = " ".join(str(error).split())[-200:]
         raise ValueError(f"{root / name}: not written ({reason}): make room, then run the same command again") from None
     if dist.get_rank() == 0:
