@@ -142,7 +142,7 @@ def _visit(work: Path, name: str, layout: str) -> None:
     rollout = actor.infer(rows(), distribution, **options)
     batch = collate([row[:1] for row in rows()], [row[1:] for row in rows()], 0)
     loss = MicroBatch(batch, distribution, loss=lambda values, entropies: (-values.sum(), {}))
-    norm, _ = actor.optimizer_step([loss], lr=0.0, clip_grad=1.0)
+    norm, _, _ = actor.optimizer_step([loss], lr=0.0, clip_grad=1.0)
     if dist.get_rank() == 0:
         found = {"logprobs": logprobs, "completions": rollout.completions, "grad_norm": norm}
         torch.save(found, work / f"{name} {layout}.pt")
