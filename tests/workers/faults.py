@@ -29,7 +29,9 @@ LAYOUTS = {"TP2": ["parallel.tensor=2"], "DP2": [], "PP2": ["parallel.pipeline=2
 # Each stage once, as short as can be, with all that a phase's step does; a checkpoint a step.
 SETTINGS = (
     *("pretrain.steps=0", "warmup.steps=2", "warmup.batch=6", "warmup.lr=2e-3", "warmup.lr_warmup=0"),
-    *("annotate.greedy=false", "annotate.pool=8", "annotate.plausibility_floor=null", "annotate.certainty_ceiling=-9"),
+    *("annotate.greedy=false", "annotate.pool=8", "annotate.certainty_ceiling=-9"),
+    *("phase.fwm.plausibility_floor=null", "phase.fwm.confidence_floor=null"),
+    *("phase.idm.plausibility_floor=null", "phase.idm.confidence_floor=null"),
     *("alternation.iterations=1", "alternation.order=[idm,fwm]", "alternation.continued_sft=true"),
     *("run.save_every=1", "run.keep=2", "run.keep_best=1", "run.seed=7", "eval.batch=4", "eval.samples=2"),
     *("phase.idm.steps=3", "phase.fwm.steps=2"),
