@@ -70,9 +70,11 @@ class Session:
     @cache  # noqa: B019 one session lives as long as its process
     def policy_distribution(self, role: Role) -> Distribution:
         """What the role samples from, and is trained as; made once, so later changes of cfg.phase.*.sampling are not
-        seen."""
+        seen. With a fixed length its end token is not a choice at all."""
         data, sampling = getattr(self.cfg.data, role.name), getattr(self.cfg.phase, role.name).sampling
         allowed = self.prompter.allowed(role, self.actor.padded_vocab_size)
+        if data.min_length == data.max_length:
+            allowed[self.prompter.end] = False
         return Distribution(
             allowed, sampling.temperature, self.prompter.end, data.min_length, sampling.top_k, sampling.top_p
         ).to(self.device)
