@@ -326,7 +326,7 @@ def test_phase_two_raises_reconstruction_and_elbo(models):
     """As published but for the KL, the policy gradient alone: E_Q log P(y|x,z) goes up, and here the ELBO too.
 
     The reward is the ELBO without -KL(Q || p(z|x)), so the first is what is ascended; the ELBO follows from models this
-    young, whose actions are often wrong, for some 15 steps, and falls in the end, since nothing keeps Q from collapsing.
+    young, whose actions are often wrong, for 15 steps or so, and falls in the end: nothing keeps Q from collapsing.
     """
     log_p, prior = models["grown"].fwm_reward, distributions()[-1]
 
