@@ -5,7 +5,7 @@ many optimizer steps in all; everything random is drawn from (seed, place), so t
 optimizer are all that a checkpoint needs to go on exactly, in any layout.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def stages(cfg: SwirlConfig) -> list[Stage]:
     order = [ROLES[name.value] for name in cfg.alternation.order]
     apart = [(role,) for role in (FWM, IDM)]
     together = [(FWM, IDM)] if cfg.model.weights is Weights.shared else apart
-    plan = [Stage("pretrain", (FWM,), 0, cfg.pretrain.steps)] if cfg.pretrain.steps else []
+    plan = [Stage("pretrain", (FWM, IDM), 0, cfg.pretrain.steps)] if cfg.pretrain.steps else []
     plan += [Stage("warmup", roles, 0, cfg.warmup.steps) for roles in together]
     for iteration in range(1, cfg.alternation.iterations + 1):
         plan += [Stage("phase", (role,), iteration, phase_of(cfg, role).steps) for role in order]
@@ -66,6 +66,14 @@ def stages(cfg: SwirlConfig) -> list[Stage]:
             for roles in together
         ]
     return plan
+
+
+def _reader(rows: Sequence[Transition], seed: int, count: int) -> Callable[[int], list[Transition]]:
+    """A step's own `count` rows, in the order that `seed` fixes; none where count is 0."""
+    if count == 0:
+        return lambda step: []
+    order = Order(len(rows), seed)
+    return lambda step: [rows[i] for i in order.indices(step * count, count)]
 
 
 def phase_of(cfg: SwirlConfig, role: Role) -> PhaseConfig:
@@ -184,25 +192,23 @@ class Driver:
         if stage.kind == "phase":
             return self._phase_stepper(stage)
         if stage.kind == "pretrain":
-            return self._sft_stepper(stage, self.cfg.pretrain, self.unlabelled, supervised.without_actions)
+            return self._sft_stepper(stage, self.cfg.pretrain, self.unlabelled)
         sft = self.cfg.warmup
         if stage.kind == "continued_sft":
             phase = phase_of(self.cfg, stage.roles[-1])
             sft = SftConfig(stage.steps, sft.batch, phase.lr, phase.lr_warmup, Schedule.constant)
-        share = len(stage.roles)
+        return self._sft_stepper(stage, sft, self.labelled)
 
-        def pairs(rows: list[Transition]) -> supervised.Pairs:
-            return [(role, row) for row in rows[: len(rows) // share] for role in stage.roles]
-
-        return self._sft_stepper(stage, sft, self.labelled, pairs)
-
-    def _sft_stepper(self, stage: Stage, sft: SftConfig, rows: TransitionFile, pairs) -> Callable[[int], dict]:
-        order = Order(len(rows), self._seed(stage, 0))
+    def _sft_stepper(self, stage: Stage, sft: SftConfig, source: TransitionFile) -> Callable[[int], dict]:
+        read, share = _reader(source, self._seed(stage, 0), sft.batch), len(stage.roles)
 
         def one_step(step: int) -> dict:
-            chosen = [rows[i] for i in order.indices(step * sft.batch, sft.batch)]
+            rows = read(step)[: sft.batch // share]
+            if stage.kind == "pretrain":
+                rows = supervised.with_differences(rows, self.cfg.data.fact_separator)
+            pairs = [(role, row) for row in rows for role in stage.roles]
             lr = learning_rate(step, peak=sft.lr, warmup=sft.lr_warmup, total=stage.steps, schedule=sft.schedule)
-            metrics = supervised.step(self.session, pairs(chosen), lr, self.cfg.optimizer.clip_grad)
+            metrics = supervised.step(self.session, pairs, lr, self.cfg.optimizer.clip_grad)
             role = "+".join(role.name for role in stage.roles)
             return {"phase": stage.kind, "role": role, **metrics, "optimizer_steps": 1}
 
@@ -212,26 +218,15 @@ class Driver:
         (role,) = stage.roles
         phase = phase_of(self.cfg, role)
         rows, annotated = self._phase_rows(stage, phase)
-        order = Order(len(rows), self._seed(stage, 0))
-        mstep = order if role is FWM else Order(len(annotated), self._seed(stage, 5))
-        replay = Order(len(self.labelled), self._seed(stage, 1))
+        prompts = _reader(rows, self._seed(stage, 0), phase.prompts)
+        # Phase I's M-step is on the transitions that it rolls out from
+        mstep = _reader(annotated, self._seed(stage, 0 if role is FWM else 5), phase.prompts if phase.mstep else 0)
+        replay = _reader(self.labelled, self._seed(stage, 1), phase.replay_batch if phase.replay else 0)
 
         def one_step(step: int) -> dict:
-            place = step * phase.prompts, phase.prompts
-            count = phase.replay_batch if phase.replay else 0
-            metrics = grpo_step(
-                self.session,
-                role,
-                Step(
-                    transitions=[rows[i] for i in order.indices(*place)],
-                    annotated=[annotated[i] for i in mstep.indices(*place)] if phase.mstep else [],
-                    replay=[self.labelled[i] for i in replay.indices(step * count, count)],
-                    lr=learning_rate(
-                        step, peak=phase.lr, warmup=phase.lr_warmup, total=stage.steps, schedule=phase.schedule
-                    ),
-                    seed=(self._seed(stage, 2), step),
-                ),
-            )
+            lr = learning_rate(step, peak=phase.lr, warmup=phase.lr_warmup, total=stage.steps, schedule=phase.schedule)
+            read = Step(prompts(step), mstep(step), replay(step), lr, seed=(self._seed(stage, 2), step))
+            metrics = grpo_step(self.session, role, read)
             return {"phase": role.name, **metrics, "optimizer_steps": phase.optimizer_steps}
 
         return one_step

@@ -85,11 +85,12 @@ def select(annotated: list[Annotated], role: Role, phase: PhaseConfig, ceiling: 
 
 
 def uncertain_first(annotated: list[Annotated], role: Role, ceiling: float | None) -> list[Transition]:
-    """All of them, those whose target `role` gives a summed log-prob over `ceiling` last: it knows them already."""
+    """All of them, last those that `role` knows already: the FWM where its log P(y|x,z) is over `ceiling`, the IDM
+    where its log Q(z|x,y) and log P both are, since an IDM that is certain of something implausible is wrong."""
     certain = float("inf") if ceiling is None else ceiling
 
     def known(a: Annotated) -> bool:
-        return (a.fwm_logprob if role is FWM else a.idm_logprob) > certain
+        return (a.fwm_logprob if role is FWM else min(a.idm_logprob, a.fwm_logprob)) > certain
 
     return [a.transition for a in sorted(annotated, key=known)]  # stable: the file's order
 

@@ -126,7 +126,7 @@ class SftConfig:
 class AnnotateConfig:
     greedy: bool = MISSING
     pool: int = MISSING  # state-only transitions annotated an iteration; 0: all of them
-    certainty_ceiling: float | None = MISSING  # put last where the policy's target is likelier: nothing to learn there
+    certainty_ceiling: float | None = MISSING  # put last what a policy knows: log-probs over this (annotation.py)
 
 
 @dataclass
@@ -212,7 +212,7 @@ class SwirlConfig:
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
-    pretrain: SftConfig = MISSING  # on state-only pairs with an empty action; 0 steps for a pretrained model
+    pretrain: SftConfig = MISSING  # with differences as actions, no label; 0 steps: off
     warmup: SftConfig = MISSING
     annotate: AnnotateConfig = MISSING
     alternation: AlternationConfig = MISSING

@@ -14,8 +14,8 @@ def annotated(name: str, idm: float, fwm: float) -> Annotated:
 
 
 ROWS = [
-    *(annotated("a", -0.01, -9.0), annotated("b", -3.0, -0.01)),
-    *(annotated("c", -0.5, -2.0), annotated("d", -0.02, -0.02)),
+    *(annotated("a", -0.01, -9.0), annotated("b", -0.02, -0.02)),
+    *(annotated("c", -3.0, -0.01), annotated("d", -0.5, -2.0)),
 ]
 
 
@@ -25,15 +25,16 @@ def chosen(rows: list[Transition]) -> str:
 
 @pytest.mark.parametrize(
     ("plausible", "confident", "kept"),
-    [(None, None, "abcd"), (-2.0, None, "bcd"), (None, -0.02, "ad"), (-4.0, -1.0, "cd")],
+    [(None, None, "abcd"), (-2.0, None, "bcd"), (None, -0.02, "ab"), (-4.0, -1.0, "bd")],
 )
 def test_annotations_pass_both_floors(plausible, confident, kept):
     phase = SimpleNamespace(plausibility_floor=plausible, confidence_floor=confident)
     assert chosen(select(ROWS, IDM, phase, None)) == kept
 
 
-@pytest.mark.parametrize(("role", "order"), [(FWM, "acbd"), (IDM, "bcad")])
+@pytest.mark.parametrize(("role", "order"), [(FWM, "adbc"), (IDM, "acdb")])
 def test_what_the_trained_role_knows_comes_last(role, order):
+    """The IDM does not know what it is sure of where the FWM disagrees: that is what it has to learn."""
     assert chosen(uncertain_first(ROWS, role, -0.05)) == order
     assert chosen(uncertain_first(ROWS, role, None)) == "abcd"
 

@@ -98,7 +98,7 @@ def test_stages_come_in_order(folder):
         for stage, part in groupby(steps(folder), lambda line: (line["phase"], line.get("role")))
     ]
     assert seen == [
-        (("pretrain", "fwm"), [1, 2, 3, 4]),
+        (("pretrain", "fwm+idm"), [1, 2, 3, 4]),
         (("warmup", "fwm"), [1, 2, 3, 4, 5]),
         (("warmup", "idm"), [1, 2, 3, 4, 5]),
         (("idm", None), [1, 2, 3, 4, 5]),
@@ -128,7 +128,7 @@ def test_learning_rates_follow_their_schedules(folder):
     assert rates["idm", None] == pytest.approx([0, 1e-4, 2e-4, 1.5e-4, 0.5e-4])
     assert rates["fwm", None] == pytest.approx([0, 1e-4, 2e-4, 2e-4])
     assert rates["warmup", "idm"] == rates["warmup", "fwm"] == pytest.approx([0, 1e-3, 2e-3, 1.5e-3, 0.5e-3])
-    assert rates["pretrain", "fwm"] == pytest.approx([0, 1e-3, 2e-3, 1e-3])
+    assert rates["pretrain", "fwm+idm"] == pytest.approx([0, 1e-3, 2e-3, 1e-3])
 
 
 def test_a_phases_line_has_what_the_contract_names(folder):

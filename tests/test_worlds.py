@@ -44,15 +44,15 @@ def collected(tmp_path_factory) -> Path:
     ("action", "changes"),
     [
         ("go to kitchen", {"you": "kitchen"}),
-        ("take book in hand", {"book": "hand"}),
-        ("put key on bench", {"key": "bench"}),
-        ("put book on bench", {"book": "bench"}),  # straight from the shelf of the same room
-        ("turn lamp off", {"lamp": "off"}),
-        ("push door shut and turn lamp off", {"door": "shut", "lamp": "off"}),
-        ("go to bedroom and put key on bench", {"you": "bedroom", "key": "bench"}),
-        ("put key on bench and go to bedroom", {"you": "bedroom", "key": "bench"}),  # in any order
+        ("move book to hand", {"book": "hand"}),
+        ("move key to bench", {"key": "bench"}),
+        ("move book to bench", {"book": "bench"}),  # straight from the shelf of the same room
+        ("set lamp off", {"lamp": "off"}),
+        ("set door shut and set lamp off", {"door": "shut", "lamp": "off"}),
+        ("go to bedroom and move key to bench", {"you": "bedroom", "key": "bench"}),
+        ("move key to bench and go to bedroom", {"you": "bedroom", "key": "bench"}),  # in any order
         (
-            "go to kitchen and turn lamp off and take book in hand",
+            "go to kitchen and set lamp off and move book to hand",
             {"you": "kitchen", "lamp": "off", "book": "hand"},
         ),
     ],
@@ -67,23 +67,23 @@ def test_an_action_changes_the_facts_that_it_names_and_no_other(action, changes)
 @pytest.mark.parametrize(
     ("state", "action"),
     [
-        ({}, "take cup in hand"),  # it is in another room
-        ({}, "put book on bed"),  # the bed is
-        ({}, "turn lamp on"),  # it is on
-        ({}, "put book on shelf"),  # it lies there
-        ({}, "pull fridge open"),  # not from the hall
-        ({}, "take book in hand and put book on bench"),  # one subject twice
-        ({}, "go to bedroom and take ball in hand and turn lamp off"),  # the ball is in the bedroom
+        ({}, "move cup to hand"),  # it is in another room
+        ({}, "move book to bed"),  # the bed is
+        ({}, "set lamp on"),  # it is on
+        ({}, "move book to shelf"),  # it lies there
+        ({}, "set fridge open"),  # not from the hall
+        ({}, "move book to hand and move book to bench"),  # one subject twice
+        ({}, "go to bedroom and move ball to hand and set lamp off"),  # the ball is in the bedroom
         ({"door": "shut"}, "go to kitchen"),
         ({"you": "bedroom"}, "go to kitchen"),  # the hall lies between
-        ({"you": "kitchen"}, "put cup in fridge"),  # shut
-        ({"you": "kitchen"}, "pull fridge open and put cup in fridge"),  # it is shut when both are begun
-        ({}, "go to bedroom and put key in chest"),  # so is the chest out of reach
-        ({"ball": "bench"}, "take book in hand and take ball in hand"),  # two hands, one of them full
-        ({"you": "bedroom", "chest": "shut"}, "take ball in hand"),  # out of reach in there
-        ({"cup": "hand"}, "take book in hand"),  # two hands
-        ({"cup": "hand"}, "put book on bench"),  # and none to carry it over with
-        ({}, "put lamp on shelf"),
+        ({"you": "kitchen"}, "move cup to fridge"),  # shut
+        ({"you": "kitchen"}, "set fridge open and move cup to fridge"),  # it is shut when both are begun
+        ({}, "go to bedroom and move key to chest"),  # so is the chest out of reach
+        ({"ball": "bench"}, "move book to hand and move ball to hand"),  # two hands, one of them full
+        ({"you": "bedroom", "chest": "shut"}, "move ball to hand"),  # out of reach in there
+        ({"cup": "hand"}, "move book to hand"),  # two hands
+        ({"cup": "hand"}, "move book to bench"),  # and none to carry it over with
+        ({}, "move lamp to shelf"),
         ({}, "go to kitchen and"),
         ({}, ""),
     ],
@@ -114,7 +114,7 @@ def test_actions_between_two_states_are_those_that_the_enumeration_finds():
 
 def test_of_several_orders_the_one_of_the_facts_comes_first():
     after = START.replace("door open", "door shut").replace("lamp on", "lamp off")
-    expected = ["push door shut and turn lamp off", "turn lamp off and push door shut"]
+    expected = ["set door shut and set lamp off", "set lamp off and set door shut"]
     assert HOUSEHOLD.actions_between(START, after) == expected
     # The fridge cannot be opened from where the agent was.
     assert HOUSEHOLD.actions_between(START, after.replace("fridge shut", "fridge open")) == []
@@ -135,7 +135,7 @@ def test_of_several_orders_the_one_of_the_facts_comes_first():
 )
 def test_malformed_states_have_no_action_between_them(broken):
     after = START.replace("lamp on", "lamp off")
-    assert HOUSEHOLD.actions_between(START, after) == ["turn lamp off"]
+    assert HOUSEHOLD.actions_between(START, after) == ["set lamp off"]
     assert HOUSEHOLD.actions_between(broken, after) == HOUSEHOLD.actions_between(START, broken) == []
 
 
@@ -230,7 +230,7 @@ def test_held_out_combinations_are_never_labelled_and_always_in_their_test(colle
 
     def pairs(action: str) -> set[tuple[str, str]]:
         words = [command.split() for command in action.split(" and ")]
-        return {(command[1], command[3]) for command in words if command[0] == "put"}
+        return {(command[1], command[3]) for command in words if command[0] == "move" and command[3] != "hand"}
 
     assert not any(pairs(row["z"]) & held_out for row in read(collected / "labelled.jsonl"))
     assert all(pairs(row["z"]) & held_out for row in read(collected / "test_combinations.jsonl"))

@@ -43,7 +43,10 @@ SETTINGS = (
     *("eval.batch=4", "eval.samples=2"),
 )
 # A warm-up of both roles together takes pairs of rows, and the baseline has the steps of both phases.
-SHARED = ("model.weights=shared", "pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=3", "phase.fwm.steps=3")
+SHARED = (
+    *("model.weights=shared", "pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=3", "phase.fwm.steps=3"),
+    "phase.idm.mstep=0",  # annotations without an M-step: they put Phase II's prompts in order
+)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def _random_stop(phase: str, role: str | None = None) -> Stop:
 def _stopped(work: Path) -> None:
     """Every kind of stage, at a random step; Phase II at its last step once more, and a crash in the baseline."""
     runs_folder = work / "runs"
-    launch(work, "stopped", stop=_random_stop("pretrain", "fwm"))
+    launch(work, "stopped", stop=_random_stop("pretrain", "fwm+idm"))
     launch(work, "stopped", verb="warmup", stop=_random_stop("warmup", random.choice(["fwm", "idm"])))
     launch(work, "stopped", verb="warmup")
     in_phase = Stop("idm", None, random.randint(2, STEPS["idm"] - 1))
