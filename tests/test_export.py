@@ -3,7 +3,10 @@
 import json
 import os
 import pickle
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,6 +140,43 @@ def test_the_card_says_where_a_model_comes_from(nemo, tmp_path):
     assert "token_f1" not in card
     export_hf(nemo, tmp_path / "alone")
     assert "| run | unknown |" in (tmp_path / "alone" / "README.md").read_text()
+
+
+# --verify
+
+
+def verify(nemo: Path, *options: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-W", "ignore", "-m", "swirl_nemo", "export", nemo, nemo.parent / "out", "--verify"]
+    return subprocess.run([*map(str, command), *map(str, options)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.megatron
+@pytest.mark.slow
+def test_verify_compares_log_probs_on_prompts(nemo, tmp_path):
+    (tmp_path / "prompts.txt").write_text("w5 w6 w7 w8\n\nw9 w10\n")
+    done = verify(nemo, "--prompts", tmp_path / "prompts.txt")
+    assert done.returncode == 0, done.stderr
+    said = re.search(r"log-probs differ from Megatron's by at most (\S+)", done.stdout)
+    assert float(said[1]) < 1e-4 and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.megatron
+@pytest.mark.slow
+def test_verify_refuses_an_export_that_computes_something_else(nemo, tmp_path):
+    """transformers reads another base of the rotations than the model was trained with."""
+    path = nemo / "tokenizer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": 50.0}))
+    done = verify(nemo)
+    assert done.returncode == 2 and not (tmp_path / "out").exists()
+    *_, last = done.stderr.strip().splitlines()
+    assert "log-probs of the export differ from Megatron's by" in last and "over 0.0001" in last
+
+
+def test_prompts_without_a_token_to_score_are_refused(nemo, tmp_path):
+    (tmp_path / "prompts.txt").write_text("w5\n")
+    with pytest.raises(ValueError, match="prompts.txt: needs lines of two or more tokens"):
+        export_hf(nemo, tmp_path / "out", verify=True, prompts=tmp_path / "prompts.txt")
+    assert not (tmp_path / "out").exists()
 
 
 # what can be wrong
