@@ -1,13 +1,23 @@
 #!/usr/bin/env bash
-# Seeds of the quickstart's world, each with Phase I's policy gradient on and off: the tables of docs/results.md.
-# Needs: two CPU cores, 8 GB of memory, `make quickstart` once for data and model; about 12 CPU minutes a run.
-# Expect: docs/results.md.
+# Three seeds of the quickstart's world, and from their warmed-up models: Phase I's policy gradient off, and the paper's form.
+# Needs: two CPU cores, 8 GB of memory, `make quickstart` once for data and model; about an hour and a half.
+# Expect: the tables of docs/results.md.
 # Command: bash recipes/household.sh && python recipes/table.py runs/household-*
 set -euo pipefail
-export OMP_NUM_THREADS=1 # two runs side by side, a core each
-one() { swirl train experiment=quickstart run.seed="$1" run.name="household-$2-$1" "${@:3}"; }
-for seed in 1 2 3; do
-    one $seed swirl &
-    one $seed no_policy_gradient phase.fwm.policy_gradient=0 alternation.continued_sft=false &
+export OMP_NUM_THREADS=1 # runs side by side, a core each
+
+one() {
+    local seed=$1 kind=$2 warm=runs/household-swirl-$1/checkpoints/warmup from=()
+    shift 2
+    if [ "$kind" != swirl ]; then
+        from=(pretrain.steps=0 warmup.steps=0 alternation.continued_sft=false "model.fwm=$warm/fwm" "model.idm=$warm/idm")
+    fi
+    swirl train run.seed="$seed" run.name="household-$kind-$seed" "$@" "${from[@]}"
+}
+seeds() {
+    for seed in 1 2 3; do one $seed "$@" & done
     wait
-done
+}
+seeds swirl experiment=quickstart
+seeds no_policy_gradient experiment=quickstart phase.fwm.policy_gradient=0
+seeds published experiment=published

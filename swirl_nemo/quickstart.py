@@ -1,23 +1,27 @@
 """`swirl quickstart`: collect the built-in world, make a tiny model with random weights, train, compare, report."""
 
+import os
+import sys
 from pathlib import Path
 
-from .settings import compose, load
+from .checks import check, check_files
+from .settings import compose
 
 # A Llama of under a million parameters; its size is the quickstart's own, a real run imports a pretrained model.
 TINY = {"hidden": 96, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 256, "max_positions": 256, "tied": False}
+PROCESSES = 2  # so small a model gains from a second process, and nothing from a second thread
 
 
 def run(overrides: list[str]) -> None:
-    """Every part of a real run in small. A second call goes on from what the first left."""
+    """Every part of a real run in small; becomes `torchrun ... train`. A second call goes on where the first ended."""
     settings = ["experiment=quickstart", *overrides]
     cfg = compose(settings)
+    check(cfg, PROCESSES)
     prepare(Path(cfg.data.tokenizer), Path(cfg.model.fwm))
-    cfg = load(settings)
-
-    from . import alternation
-
-    alternation.train(cfg)
+    check_files(cfg)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    command = [sys.executable, *launcher, "-m", "swirl_nemo", "train", *settings]
+    os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def prepare(tokenizer: Path, model: Path) -> None:
