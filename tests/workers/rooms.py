@@ -90,7 +90,7 @@ def supervised_steps(session) -> dict:
 def fwm_steps(session, folder: Path) -> list[dict]:
     """Three GRPO steps with replay, M-step and reference; the weights after them go into `folder`."""
     begin(session, FWM, "trained fwm")
-    options = {"group": 4, "dead_std": 0.15, "kl_beta": 0.04, "replay": 1.0, "mstep": 3.0, "clip_grad": CLIP}
+    options = {"group": 4, "dead_std": 0.1, "kl_beta": 0.04, "replay": 1.0, "mstep": 3.0, "clip_grad": CLIP}
     options |= {"sampling": SamplingConfig(1.0, 0, 1.0), "aggregation": Aggregation.sequence_mean}
     configure(session, FWM, optimizer_steps=1, **options)
     rows = labelled(session)
