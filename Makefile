@@ -1,4 +1,4 @@
-# make quickstart   the main job, small: about 12 minutes after set-up, ends with a table and a report
+# make quickstart   the main job, small: 8 minutes after set-up, ends with a table and a report
 # make test         every test but those marked `long`
 # make test-fast    what needs no Megatron process: under a minute
 # make lint         what pre-commit checks

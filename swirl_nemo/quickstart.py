@@ -21,7 +21,8 @@ def run(overrides: list[str]) -> None:
     check_files(cfg)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     command = [sys.executable, *launcher, "-m", "swirl_nemo", "train", *settings]
-    os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1"})
+    quiet = "ignore:The pynvml package is deprecated:FutureWarning"  # torchrun imports torch before cli.py can say so
+    os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": quiet})
 
 
 def prepare(tokenizer: Path, model: Path) -> None:
