@@ -119,7 +119,7 @@ class DistributedTensors:
         }
         self._storage = metadata.storage_data
         self._files: dict[str, BinaryIO] = {}
-        self._whole, self._part = Scratch(pieces=2), Scratch()
+        self._whole, self._part = Scratch(), Scratch()
 
     def __enter__(self) -> "DistributedTensors":
         return self
@@ -139,7 +139,7 @@ class DistributedTensors:
         return tuple(self._tensors[target].size)
 
     def read(self, target: str, layer: int) -> Tensor:
-        """A tensor whole, or layer `layer` of a target under `decoder.layers.`; valid until the next but one."""
+        """A tensor whole, or layer `layer` of a target under `decoder.layers.`; valid until the next call."""
         kind, layered = self._tensors[target], target.startswith(LAYERS)
         chunks = [chunk for chunk in kind.chunks if not layered or chunk.offsets[0] == layer]
         shape = tuple(kind.size)[layered:]

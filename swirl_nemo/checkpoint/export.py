@@ -18,7 +18,7 @@ from .folders import new_folder, progress
 from .huggingface import CONFIG, TOKENIZER, WEIGHTS, read_config, read_model_config
 from .mapping import Padding, Weight
 from .model_card import model_card
-from .safetensors_files import DTYPES, ShardWriter, read_ahead, read_json
+from .safetensors_files import DTYPES, ShardWriter, read_json
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -112,10 +112,9 @@ def _plan(weights: list[Weight], num_layers: int, tensors: DistributedTensors, d
 
 
 def _split(weights: list[Weight], num_layers: int, tensors: DistributedTensors):
-    """Every Hugging Face name with its tensor, two Megatron tensors in memory at a time."""
-    read = ((weight, layer, tensors.read(weight.target, layer)) for weight, layer in _order(weights, num_layers))
-    for weight, layer, tensor in read_ahead(read):
-        yield from zip(weight.names(layer), weight.split(tensor), strict=True)
+    """Every Hugging Face name with its tensor, one Megatron tensor in memory at a time."""
+    for weight, layer in _order(weights, num_layers):
+        yield from zip(weight.names(layer), weight.split(tensors.read(weight.target, layer)), strict=True)
 
 
 def _order(weights: list[Weight], num_layers: int) -> list[tuple[Weight, int]]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
@@ -23,7 +22,7 @@ from .distributed import DistributedWriter
 from .families import FAMILIES
 from .folders import new_folder, progress
 from .mapping import Family, Padding, Weight
-from .safetensors_files import DTYPES, Scratch, Tensors, read_ahead, read_json
+from .safetensors_files import DTYPES, Scratch, Tensors, read_json
 
 MODEL_CONFIG, TOKENIZER, WEIGHTS = "model_config.yaml", "tokenizer", "model_weights"  # NeMo's names; tokenizer is ours
 CONFIG = "config.json"
@@ -67,9 +66,16 @@ def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
             OmegaConf.save(_model_config(hf_dir, family, config, padding), partial / MODEL_CONFIG)
             _copy_tokenizer(hf_dir, partial / TOKENIZER)
             with DistributedWriter(partial / WEIGHTS, layers) as writer:
-                for target, layer, tensor in read_ahead(_fused(weights, layers, tensors)):
-                    writer.write(target, layer, tensor)
-                    advance(tensor.nbytes)
+                scratch = Scratch()
+                for weight in weights:
+                    for layer in weight.layers(layers):
+                        tensor = scratch.tensor(weight.shape, _dtype(weight, tensors))
+                        if weight.padded:
+                            tensor.zero_()
+                        for name, view in zip(weight.names(layer), weight.views(tensor), strict=True):
+                            tensors.read(name, view)
+                        writer.write(weight.target, layer, tensor)
+                        advance(tensor.nbytes)
                 for module in family.stateful:
                     writer.write_empty_state(module)
                 writer.finish()
@@ -212,19 +218,6 @@ def _check_tensors(hf_dir: Path, tensors: Tensors, weights: list[Weight], num_la
             raise ValueError(
                 f"{hf_dir}: tensors of one kind have several dtypes ({found}): save the model in one dtype"
             )
-
-
-def _fused(weights: list[Weight], num_layers: int, tensors: Tensors) -> Iterator[tuple[str, int, Tensor]]:
-    """Every Megatron tensor, a layer at a time; valid until the next but one."""
-    scratch = Scratch(pieces=2)
-    for weight in weights:
-        for layer in weight.layers(num_layers):
-            tensor = scratch.tensor(weight.shape, _dtype(weight, tensors))
-            if weight.padded:
-                tensor.zero_()
-            for name, view in zip(weight.names(layer), weight.views(tensor), strict=True):
-                tensors.read(name, view)
-            yield weight.target, layer, tensor
 
 
 def _written(weight: Weight, num_layers: int, tensors: Tensors) -> int:

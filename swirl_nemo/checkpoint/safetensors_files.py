@@ -7,17 +7,13 @@ the model. The format is a length, a JSON header and raw bytes, so here a tensor
 import json
 import math
 import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -30,31 +26,17 @@ def raw(tensor: Tensor) -> memoryview:
 
 
 class Scratch:
-    """Memory for tensors, used again and again: fresh memory costs more than to read a tensor into it.
+    """Memory for one tensor at a time, the same for all: fresh memory costs more than to read a tensor into it."""
 
-    `pieces` of them are given in turn: a tensor is valid until `pieces` more were asked for.
-    """
-
-    def __init__(self, pieces: int = 1):
-        self._memory = deque(bytearray() for _ in range(pieces))
+    def __init__(self):
+        self._memory = bytearray()
 
     def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Uninitialised. Its storage has its size, not the scratch's."""
+        """Uninitialised, and valid until the next call. Its storage has its size, not the scratch's."""
         count = math.prod(shape)
-        self._memory.rotate()
-        if len(self._memory[0]) < count * dtype.itemsize:
-            self._memory[0] = bytearray(count * dtype.itemsize)
-        return torch.frombuffer(self._memory[0], dtype=dtype, count=count).view(shape)
-
-
-def read_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, the next one being made in a thread while one is used: a disk reads and writes at once."""
-    end = object()
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
-            yield item
+        if len(self._memory) < count * dtype.itemsize:
+            self._memory = bytearray(count * dtype.itemsize)
+        return torch.frombuffer(self._memory, dtype=dtype, count=count).view(shape)
 
 
 def fill(file: BinaryIO, offset: int, tensor: Tensor) -> bool:
