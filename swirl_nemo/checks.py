@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from .config import PhaseConfig, RoleDataConfig, RoleName, SftConfig, SwirlConfig
+from .config import PhaseConfig, RoleDataConfig, RoleName, SftConfig, SwirlConfig, Weights
 
 
 def check(cfg: SwirlConfig, world_size: int) -> None:
@@ -25,6 +25,8 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
         _check_phase(f"phase.{role}", getattr(cfg.phase, role), replicas)
     _check_sft("pretrain", cfg.pretrain, replicas)
     _check_sft("warmup", cfg.warmup, replicas)
+    for key in ("pretrain", "warmup") if cfg.model.weights is Weights.shared else ("pretrain",):
+        _require(f"{key}.batch", getattr(cfg, key).batch, lambda v: v >= 2, "at least 2: a row is read in both roles")
     _check_alternation(cfg)
     _require(
         "run.name", cfg.run.name, lambda v: v and v not in (".", "..", "latest") and "/" not in v, "a folder's name"

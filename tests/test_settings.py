@@ -128,6 +128,8 @@ OUT_OF_RANGE = [
     (["phase.idm.optimizer_steps=2", "phase.idm.replay_batch=5"], 1, "phase.idm.replay_batch=5: does not divide by 2"),
     (["phase.idm.replay_batch=0"], 1, "phase.idm.replay_batch=0: out of range: it must be over 0"),
     (["warmup.batch=33"], 2, "warmup.batch=33: does not divide by 2 (2 data-parallel rank(s)): give a multiple of 2"),
+    (["pretrain.batch=1"], 1, "pretrain.batch=1: out of range: it must be at least 2: a row is read in both roles"),
+    (["model.weights=shared", "warmup.batch=1"], 1, "warmup.batch=1: out of range: it must be at least 2"),
     (["parallel.sequence=true"], 1, "parallel.tensor is 1: give parallel.sequence=false"),
     (["parallel.micro_batch=0"], 1, "parallel.micro_batch=0: out of range"),
     (["phase.fwm.sampling.temperature=0"], 1, "phase.fwm.sampling.temperature=0.0: out of range: it must be over 0"),

@@ -3,7 +3,7 @@
 A state is a list of facts, each a subject and its value, always in the same order, so that one command changes one
 fact at one place of the text:
 
-    you hall . cup table . book shelf . key hand . hat bed . ball chest . door open . fridge shut . chest open . ...
+    you hall . cup table . book shelf . key hand . ball chest . door open . fridge shut . chest open . lamp on
 
 An action is one to three commands joined by "and", each on a subject of its own: it names every fact that it changes
 (ALGORITHM.md, last section, on why). They are carried out at once, each must be possible in the state that the action
