@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from workers import families
 
-from swirl_nemo.checkpoint.distributed import DistributedTensors, DistributedWriter
+from swirl_nemo.checkpoint.distributed import PREFIX, DistributedTensors, DistributedWriter
 from swirl_nemo.checkpoint.export import export_hf, named_dtype, shard_bytes
 from swirl_nemo.checkpoint.huggingface import import_hf
+from swirl_nemo.checkpoint.spans import Span, gather
 
 
 @pytest.fixture
@@ -86,29 +88,40 @@ def test_an_export_generates_with_transformers(nemo, tmp_path):
 
 
 def test_any_sharding_is_read(tmp_path):
-    """Chunks of rows and of columns, as tensor parallelism saves them, and a hole, which is named."""
-    whole = torch.arange(2 * 4 * 6.0).view(2, 4, 6)
+    """Chunks of rows and of columns, as tensor parallelism saves them, cast on the way; and a hole, which is named."""
+    values, key = torch.randn(2, 4, 6), "decoder.layers.a.weight"
+    whole = torch.empty(4, 6, device="meta")
+    parts = [(slice(0, 2), slice(0, 6)), (slice(2, 4), slice(0, 4)), (slice(2, 4), slice(4, 6))]
     folder = tmp_path / "weights"
     with DistributedWriter(folder, 2) as writer:
-        for layer in range(2):
-            writer.write("decoder.layers.a.weight", layer, whole[layer])
-        writer.finish()
-    with DistributedTensors(folder) as tensors:
-        kind = tensors._tensors["decoder.layers.a.weight"]
-        parts = [(slice(0, 2), slice(0, 6)), (slice(2, 4), slice(0, 4)), (slice(2, 4), slice(4, 6))]
-        chunks = {}
+        writer.span(key, 0, whole)
+        chunks = writer._tensors[PREFIX + key].chunks
         for rows, columns in parts:
-            chunk = type(kind.chunks[0])(
-                torch.Size((1, rows.start, columns.start)),
-                torch.Size((1, rows.stop - rows.start, columns.stop - columns.start)),
-            )
-            chunks[chunk.offsets] = (chunk, whole[1:2, rows, columns])
-        kind.chunks[1:] = [chunk for chunk, _ in chunks.values()]
-        tensors._load = lambda target, chunk, out: out.copy_(chunks[chunk.offsets][1][0])
-        assert torch.equal(tensors.read("decoder.layers.a.weight", 1), whole[1])
-        kind.chunks.pop()
+            part = values[1:2, rows, columns].clone()
+            chunks.append(ChunkStorageMetadata(torch.Size((1, rows.start, columns.start)), part.shape))
+            writer._save(MetadataIndex(PREFIX + key, chunks[-1].offsets), part)
+        writer.finish()
+    with DistributedTensors(folder) as tensors, (tmp_path / "out").open("w+b") as out:
+        for view, dtype in ((whole, torch.float32), (whole[1:, 1:5], torch.bfloat16)):
+            target = Span(out, 8, dtype, view)
+            written = gather(tensors.spans(key, 1, whole), target)
+            expected = values[1].as_strided(view.shape, view.stride(), 24 + view.storage_offset()).to(dtype)
+            data = bytearray((tmp_path / "out").read_bytes()[8 : 8 + written])
+            assert torch.equal(torch.frombuffer(data, dtype=dtype).view(view.shape), expected)
+        tensors._tensors[key].chunks.pop()
         with pytest.raises(ValueError, match="a.weight has 20 of 24 values"):
-            tensors.read("decoder.layers.a.weight", 1)
+            tensors.spans(key, 1, whole)
+
+
+def test_a_file_that_becomes_shorter_is_named(tmp_path):
+    (tmp_path / "short").write_bytes(bytes(40))
+    whole = torch.empty(4, 6, device="meta")
+    with (
+        (tmp_path / "short").open("rb") as short,
+        (tmp_path / "out").open("wb") as out,
+        pytest.raises(ValueError, match="short became shorter while it was read"),
+    ):
+        gather([Span(short, 0, torch.float32, whole)], Span(out, 0, torch.float32, whole))
 
 
 def test_the_card_says_where_a_model_comes_from(nemo, tmp_path):

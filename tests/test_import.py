@@ -262,7 +262,10 @@ def test_query_groups_are_fused_as_megatron_splits_them():
         (label[name.rsplit(".", 2)[1][0]] + torch.arange(shape[0]) // config.head_dim)[:, None].expand(shape)
         for name, shape in fused.sources.items()
     ]
-    heads = fused.join(*rows).view(3, 4, config.head_dim, 12)[:, :, 0, 0]
+    whole = torch.zeros(fused.shape, dtype=torch.long)
+    for view, row in zip(fused.views(whole), rows, strict=True):
+        view.copy_(row.view(view.shape))
+    heads = whole.view(3, 4, config.head_dim, 12)[:, :, 0, 0]
     assert heads.tolist() == [[100, 101, 200, 300], [102, 103, 201, 301], [104, 105, 202, 302]]
 
 

@@ -25,6 +25,8 @@ from ..rollout.sampling import Distribution
 from .batch import MicroBatch, pad_columns
 from .model import ScoringGPTModel, block_spec
 
+_GROUP_KIND = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
+
 
 class SwirlActor(MegatronGPTActorModel):
     """One live model on this rank's device; weights.WeightSets dresses it as FWM, IDM or reference."""
@@ -166,7 +168,13 @@ class SwirlActor(MegatronGPTActorModel):
         )
 
     def load_optimizer(self, state: dict) -> None:
-        self._optimizer.mcore_optimizer.load_state_dict(state)
+        """Megatron saves rank 0's parameter groups for all, but orders each stage's by its first parameter: a stage
+        that begins with a norm would take its weights for norms and decay the norms alone. What a group is, stays."""
+        optimizer = self._optimizer.mcore_optimizer
+        kinds = [{name: group[name] for name in _GROUP_KIND} for group in optimizer.param_groups]
+        optimizer.load_state_dict(state)
+        for group, kind in zip(optimizer.param_groups, kinds, strict=True):
+            group.update(kind)
 
     # the pipeline schedule
 

@@ -25,20 +25,23 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.serialization import skip_data
 
 from .mapping import LAYERS
 from .metadata import COMMON, CONFIG, FORMAT, METADATA, read_metadata
-from .safetensors_files import Scratch, fill
+from .spans import Span
 
 PREFIX = "model."  # MegatronGPTModel keeps its GPTModel under this name
 _FILE_SIZE = 5 << 30  # a new file after that many bytes
+_MEND = "take another checkpoint"
 
 
 class DistributedWriter:
     """Writes a checkpoint into the new folder `folder`; `finish` makes it one.
 
-    Each tensor (each layer of a layered one) is written whole: a model of any tensor and pipeline parallel size reads
-    its slices.
+    Each tensor (each layer of a layered one) lies there whole: a model of any tensor and pipeline parallel size reads
+    its slices. The archives' checksums are left out, as torch.serialization.set_crc32_options(False) does: torch's
+    reader never looks at them.
     """
 
     def __init__(self, folder: Path, num_layers: int):
@@ -55,20 +58,20 @@ class DistributedWriter:
     def __exit__(self, *_) -> None:
         self._file.close()
 
-    def write(self, target: str, layer: int, tensor: Tensor) -> None:
-        """Write a tensor, or layer `layer` of a target under `decoder.layers.`"""
+    def span(self, target: str, layer: int, whole: Tensor) -> Span:
+        """Room for a tensor like `whole`, on the meta device; for layer `layer` of a target under `decoder.layers.`"""
         key = PREFIX + target
         layered = target.startswith(LAYERS)
-        data = (tensor[None] if layered else tensor).contiguous()
-        size = (self._num_layers, *tensor.shape) if layered else tuple(tensor.shape)
-        offset = torch.Size((layer, *[0] * tensor.dim()) if layered else [0] * tensor.dim())
-        known = self._tensors.setdefault(
-            key, TensorStorageMetadata(TensorProperties(dtype=data.dtype), torch.Size(size), [])
-        )
-        assert known.size == size and known.properties.dtype is data.dtype, key
-        index = MetadataIndex(key, offset, len(known.chunks))
-        known.chunks.append(ChunkStorageMetadata(offset, data.shape))
-        self._save(index, data)
+        shape = torch.Size((1, *whole.shape) if layered else whole.shape)
+        size = torch.Size((self._num_layers, *whole.shape) if layered else whole.shape)
+        offsets = torch.Size((layer, *[0] * whole.dim()) if layered else [0] * whole.dim())
+        known = self._tensors.setdefault(key, TensorStorageMetadata(TensorProperties(dtype=whole.dtype), size, []))
+        assert known.size == size and known.properties.dtype is whole.dtype, key
+        index = MetadataIndex(key, offsets, len(known.chunks))
+        known.chunks.append(ChunkStorageMetadata(offsets, shape))
+        with skip_data():  # a hole in the file
+            start, length = self._save(index, torch.empty(shape, dtype=whole.dtype))
+        return Span(self._file, start + _data_offset(self._file, start, length, shape, whole.dtype), whole.dtype, whole)
 
     def write_empty_state(self, module: str) -> None:
         """The `_extra_state` that Megatron refuses a checkpoint without, though only FP8 fills it."""
@@ -83,24 +86,26 @@ class DistributedWriter:
         metadata.mcore_data = {
             key: {} for key, kind in self._tensors.items() if isinstance(kind, TensorStorageMetadata)
         }
-        self._file.flush()
         torch.save({}, self._folder / COMMON)
         versions = {name.replace("backend", "backend_version"): 1 for name in FORMAT}
         (self._folder / CONFIG).write_text(json.dumps(FORMAT | versions))
         with (self._folder / METADATA).open("wb") as file:
             pickle.dump(metadata, file)
 
-    def _save(self, index: MetadataIndex, data: Any) -> None:
-        if self._file.tell() > _FILE_SIZE:
+    def _save(self, index: MetadataIndex, data: Any) -> tuple[int, int]:
+        """Where it begins in the file, and its length."""
+        start = self._file.seek(0, io.SEEK_END)
+        if start > _FILE_SIZE:
             self._file.close()
-            self._file = self._next_file()
-        start = self._file.tell()
+            self._file, start = self._next_file(), 0
         torch.save(data, self._file)
-        self._storage[index] = _StorageInfo(Path(self._file.name).name, start, self._file.tell() - start)
+        length = self._file.tell() - start
+        self._storage[index] = _StorageInfo(Path(self._file.name).name, start, length)
+        return start, length
 
     def _next_file(self) -> BinaryIO:
         self._files += 1
-        return (self._folder / f"__0_{self._files - 1}.distcp").open("wb", buffering=0)
+        return (self._folder / f"__0_{self._files - 1}.distcp").open("w+b", buffering=0)
 
 
 class DistributedTensors:
@@ -119,7 +124,6 @@ class DistributedTensors:
         }
         self._storage = metadata.storage_data
         self._files: dict[str, BinaryIO] = {}
-        self._whole, self._part = Scratch(), Scratch()
 
     def __enter__(self) -> "DistributedTensors":
         return self
@@ -138,59 +142,54 @@ class DistributedTensors:
         """Of all layers together where it is layered."""
         return tuple(self._tensors[target].size)
 
-    def read(self, target: str, layer: int) -> Tensor:
-        """A tensor whole, or layer `layer` of a target under `decoder.layers.`; valid until the next call."""
+    def spans(self, target: str, layer: int, whole: Tensor) -> list[Span]:
+        """Where the values of `whole`, on the meta device, lie; of layer `layer` if the target is under
+        `decoder.layers.`"""
         kind, layered = self._tensors[target], target.startswith(LAYERS)
         chunks = [chunk for chunk in kind.chunks if not layered or chunk.offsets[0] == layer]
-        shape = tuple(kind.size)[layered:]
         held = sum(math.prod(chunk.sizes) for chunk in chunks)
-        if held != math.prod(shape) or any(layered and chunk.sizes[0] != 1 for chunk in chunks):
-            raise ValueError(
-                f"{self._folder}: {target} has {held} of {math.prod(shape)} values: take another checkpoint"
-            )
-        whole = self._whole.tensor(shape, kind.properties.dtype)
-        if len(chunks) == 1:
-            self._load(target, chunks[0], whole)
-            return whole
-        for chunk in chunks:
-            ranges = list(zip(chunk.offsets, chunk.sizes, strict=True))[layered:]
-            part = whole[tuple(slice(start, start + length) for start, length in ranges)]
-            values = self._part.tensor(part.shape, part.dtype)
-            self._load(target, chunk, values)
-            part.copy_(values)
-        return whole
+        if held != whole.numel() or any(layered and chunk.sizes[0] != 1 for chunk in chunks):
+            raise ValueError(f"{self._folder}: {target} has {held} of {whole.numel()} values: {_MEND}")
+        return [self._span(target, chunk, whole, layered) for chunk in chunks]
 
-    def _load(self, target: str, chunk: ChunkStorageMetadata, out: Tensor) -> None:
+    def _span(self, target: str, chunk: ChunkStorageMetadata, whole: Tensor, layered: bool) -> Span:
         place = self._storage[MetadataIndex(PREFIX + target, chunk.offsets)]
         path = self._folder / place.relative_path
         if place.relative_path not in self._files:
             self._files[place.relative_path] = path.open("rb", buffering=0)
         file = self._files[place.relative_path]
         try:
-            start = place.offset + _data_offset(_Slice(file, place.offset, place.length), chunk.sizes, out)
+            start = place.offset + _data_offset(file, place.offset, place.length, chunk.sizes, whole.dtype)
         except Exception as error:  # whatever unpacking broken bytes may raise
-            raise ValueError(f"{path}: {target} cannot be read ({error}): take another checkpoint") from error
-        if start + out.nbytes > place.offset + place.length or not fill(file, start, out):
-            raise ValueError(f"{path}: {target} cannot be read (it is cut): take another checkpoint")
+            raise ValueError(f"{path}: {target} cannot be read ({error}): {_MEND}") from error
+        ranges = list(zip(chunk.offsets, chunk.sizes, strict=True))[layered:]
+        view = whole[tuple(slice(first, first + length) for first, length in ranges)]
+        return Span(file, start, whole.dtype, view)
 
 
-def _data_offset(saved: "_Slice", shape: torch.Size, out: Tensor) -> int:
-    """Where, in what torch.save wrote of a tensor of `shape` and of `out`'s dtype, its values begin.
+def _data_offset(file: BinaryIO, start: int, length: int, shape: torch.Size, dtype: torch.dtype) -> int:
+    """Where, in the `length` bytes from `start` that torch.save wrote of a tensor, its values begin.
 
-    torch.load would read them into fresh memory. Raises where it is another tensor, or not one in memory's order.
+    Raises where it is another tensor, not one in memory's order, or cut.
     """
+    saved = _Slice(file, start, length)
     archive = zipfile.ZipFile(saved)
     (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     storage, offset, size, stride = _TensorRecord(io.BytesIO(archive.read(name))).load()
     kind, number, count = storage[1], storage[2], storage[4]
-    expected = torch.empty(shape, dtype=out.dtype, device="meta")
-    if (kind, offset, size, stride, count) != (out.dtype, 0, shape, expected.stride(), out.numel()):
+    expected = torch.empty(shape, dtype=dtype, device="meta")
+    steps = [step for step, length in zip(stride, size, strict=True) if length > 1]
+    in_order = steps == [step for step, length in zip(expected.stride(), shape, strict=True) if length > 1]
+    if (kind, offset, size, count) != (dtype, 0, shape, expected.numel()) or not in_order:
         raise ValueError(f"it is not what {METADATA} says")
     entry = archive.getinfo(f"{name.removesuffix('.pkl')}/{number}")
-    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != out.nbytes:
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != expected.nbytes:
         raise ValueError("its values have another size")
     saved.seek(entry.header_offset + 26)  # of a local file header's 30 bytes, the lengths of what follows them
-    return entry.header_offset + 30 + sum(struct.unpack("<HH", saved.read(4)))
+    data = entry.header_offset + 30 + sum(struct.unpack("<HH", saved.read(4)))
+    if data + expected.nbytes > length:
+        raise ValueError("it is cut")
+    return data
 
 
 class _TensorRecord(pickle.Unpickler):

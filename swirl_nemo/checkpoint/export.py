@@ -19,6 +19,7 @@ from .huggingface import CONFIG, TOKENIZER, WEIGHTS, read_config, read_model_con
 from .mapping import Padding, Weight
 from .model_card import model_card
 from .safetensors_files import DTYPES, ShardWriter, read_json
+from .spans import gather
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -57,8 +58,11 @@ def export_hf(
             _copy_text(nemo_dir / TOKENIZER, partial, config, plan)
             (partial / "README.md").write_text(model_card(nemo_dir, model, config))
             with progress(f"export {nemo_dir.name}", size) as advance, ShardWriter(partial, plan, shard_size) as writer:
-                for name, tensor in _split(weights, layers, tensors):
-                    advance(writer.write(name, tensor))
+                for weight, layer in _order(weights, layers):
+                    whole = weight.whole(tensors.dtype(weight.target))
+                    sources = tensors.spans(weight.target, layer, whole)
+                    for name, view in zip(weight.names(layer), weight.views(whole), strict=True):
+                        advance(gather(sources, writer.span(name, view)))
                 writer.finish()
             if not verify:
                 return None
@@ -109,12 +113,6 @@ def _plan(weights: list[Weight], num_layers: int, tensors: DistributedTensors, d
         for weight, layer in _order(weights, num_layers)
         for name, shape in zip(weight.names(layer), weight.sources.values(), strict=True)
     }
-
-
-def _split(weights: list[Weight], num_layers: int, tensors: DistributedTensors):
-    """Every Hugging Face name with its tensor, one Megatron tensor in memory at a time."""
-    for weight, layer in _order(weights, num_layers):
-        yield from zip(weight.names(layer), weight.split(tensors.read(weight.target, layer)), strict=True)
 
 
 def _order(weights: list[Weight], num_layers: int) -> list[tuple[Weight, int]]:

@@ -22,7 +22,8 @@ from .distributed import DistributedWriter
 from .families import FAMILIES
 from .folders import new_folder, progress
 from .mapping import Family, Padding, Weight
-from .safetensors_files import DTYPES, Scratch, Tensors, read_json
+from .safetensors_files import DTYPES, Tensors, read_json
+from .spans import gather
 
 MODEL_CONFIG, TOKENIZER, WEIGHTS = "model_config.yaml", "tokenizer", "model_weights"  # NeMo's names; tokenizer is ours
 CONFIG = "config.json"
@@ -61,21 +62,17 @@ def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
     weights, layers = family.weights(config, padding), config.num_hidden_layers
     with Tensors(hf_dir) as tensors:
         _check_tensors(hf_dir, tensors, weights, layers, family.ignored(config))
-        size = sum(_written(weight, layers, tensors) for weight in weights)
+        size = sum(tensors.entries[name].size for name in _names(weights, layers))
         with new_folder(out, size) as partial, progress(f"import {hf_dir.name}", size) as advance:
             OmegaConf.save(_model_config(hf_dir, family, config, padding), partial / MODEL_CONFIG)
             _copy_tokenizer(hf_dir, partial / TOKENIZER)
             with DistributedWriter(partial / WEIGHTS, layers) as writer:
-                scratch = Scratch()
                 for weight in weights:
+                    whole = weight.whole(_dtype(weight, tensors))
                     for layer in weight.layers(layers):
-                        tensor = scratch.tensor(weight.shape, _dtype(weight, tensors))
-                        if weight.padded:
-                            tensor.zero_()
-                        for name, view in zip(weight.names(layer), weight.views(tensor), strict=True):
-                            tensors.read(name, view)
-                        writer.write(weight.target, layer, tensor)
-                        advance(tensor.nbytes)
+                        parts = zip(weight.names(layer), weight.views(whole), strict=True)
+                        sources = [tensors.span(name, view) for name, view in parts]
+                        advance(gather(sources, writer.span(weight.target, layer, whole)))
                 for module in family.stateful:
                     writer.write_empty_state(module)
                 writer.finish()
@@ -220,9 +217,10 @@ def _check_tensors(hf_dir: Path, tensors: Tensors, weights: list[Weight], num_la
             )
 
 
-def _written(weight: Weight, num_layers: int, tensors: Tensors) -> int:
-    """Bytes of a weight in the checkpoint, all layers."""
-    return math.prod(weight.shape) * _dtype(weight, tensors).itemsize * len(weight.layers(num_layers))
+def _names(weights: list[Weight], num_layers: int) -> Iterator[str]:
+    for weight in weights:
+        for layer in weight.layers(num_layers):
+            yield from weight.names(layer)
 
 
 def _dtype(weight: Weight, tensors: Tensors) -> torch.dtype:

@@ -1,10 +1,10 @@
 """How a family of Hugging Face models maps to Megatron Core: tables, no control flow. One `Family` per architecture."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
@@ -46,25 +46,13 @@ class Weight:
         """Of the Megatron tensor, of one layer where it is layered."""
         return self.fusion.shape(list(self.sources.values()))
 
-    @property
-    def padded(self) -> bool:
-        return math.prod(self.shape) > sum(map(math.prod, self.sources.values()))
+    def whole(self, dtype: torch.dtype) -> Tensor:
+        """The Megatron tensor of one layer, on the meta device: a shape to take views of."""
+        return torch.empty(self.shape, dtype=dtype, device="meta")
 
-    def views(self, tensor: Tensor) -> tuple[Tensor, ...]:
+    def views(self, whole: Tensor) -> tuple[Tensor, ...]:
         """Where in the Megatron tensor each source lies."""
-        return self.fusion.views(tensor, list(self.sources.values()))
-
-    def join(self, *tensors: Tensor) -> Tensor:
-        """The Megatron tensor of one layer from the tensors of `sources`."""
-        whole = tensors[0].new_zeros(self.shape)
-        for view, tensor in zip(self.views(whole), tensors, strict=True):
-            view.copy_(tensor.view(view.shape))
-        return whole
-
-    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        """The tensors of `sources`, in order, from the Megatron tensor of one layer; views where they can be."""
-        parts = zip(self.views(tensor), self.sources.values(), strict=True)
-        return tuple(view.reshape(shape) for view, shape in parts)
+        return self.fusion.views(whole, list(self.sources.values()))
 
     def names(self, layer: int) -> list[str]:
         """The Hugging Face names of one layer's sources."""

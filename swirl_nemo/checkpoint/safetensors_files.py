@@ -1,12 +1,11 @@
 """Safetensors files a tensor at a time.
 
 The safetensors library maps whole files, and saves only what is all in memory: either way a process grows as large as
-the model. The format is a length, a JSON header and raw bytes, so here a tensor is one read or one write.
+the model. The format is a length, a JSON header and raw bytes, so here a tensor is a place in a file.
 """
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,41 +13,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from .spans import Span
+
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _LONGEST_HEADER = 100_000_000  # bytes; the safetensors library's own limit
-
-
-def raw(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor on the CPU, not a copy."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
-
-
-class Scratch:
-    """Memory for one tensor at a time, the same for all: fresh memory costs more than to read a tensor into it."""
-
-    def __init__(self):
-        self._memory = bytearray()
-
-    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Uninitialised, and valid until the next call. Its storage has its size, not the scratch's."""
-        count = math.prod(shape)
-        if len(self._memory) < count * dtype.itemsize:
-            self._memory = bytearray(count * dtype.itemsize)
-        return torch.frombuffer(self._memory, dtype=dtype, count=count).view(shape)
-
-
-def fill(file: BinaryIO, offset: int, tensor: Tensor) -> bool:
-    """Read a contiguous tensor's bytes from an unbuffered file; false where it ends too early."""
-    view, done = raw(tensor), 0
-    file.seek(offset)
-    while done < len(view):
-        count = file.readinto(view[done:])
-        if not count:
-            return False
-        done += count
-    return True
 
 
 @dataclass(frozen=True)
@@ -71,7 +41,6 @@ class Tensors:
     def __init__(self, folder: Path):
         self.entries: dict[str, Entry] = {}
         self._files: dict[Path, BinaryIO] = {}
-        self._scratch = Scratch()
         for path in _paths(folder):
             if not path.is_file():
                 raise ValueError(f"{path} is missing: {INDEX} names it; download it again")
@@ -89,16 +58,12 @@ class Tensors:
         for file in self._files.values():
             file.close()
 
-    def read(self, name: str, out: Tensor) -> None:
-        """Fill `out`, which holds as many values in the same order, under whatever shape and strides."""
+    def span(self, name: str, view: Tensor) -> Span:
+        """Where the values of `view`, those of tensor `name`, lie."""
         entry = self.entries[name]
         if entry.path not in self._files:
             self._files[entry.path] = entry.path.open("rb", buffering=0)
-        target = out if out.is_contiguous() else self._scratch.tensor(out.shape, out.dtype)
-        if not fill(self._files[entry.path], entry.offset, target):
-            raise ValueError(f"{entry.path} became shorter while it was read: download it again")
-        if target is not out:
-            out.copy_(target)
+        return Span(self._files[entry.path], entry.offset, DTYPES[entry.dtype], view)
 
 
 def _paths(folder: Path) -> list[Path]:
@@ -160,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
 class ShardWriter:
     """Files of at most `limit` bytes, a larger tensor alone in one, with an index where there is more than one.
 
-    `plan` maps every name to dtype and shape, in the order of the files; `write` may then come in any order.
+    `plan` maps every name to dtype and shape, in the order of the files; `span` may then come in any order.
     """
 
     def __init__(self, folder: Path, plan: dict[str, tuple[torch.dtype, tuple[int, ...]]], limit: int):
@@ -192,15 +157,11 @@ class ShardWriter:
         for file in self._files:
             file.close()
 
-    def write(self, name: str, tensor: Tensor) -> int:
-        """Cast to the planned dtype where it has another; returns the bytes written."""
-        dtype, shape = self._plan[name]
-        assert tuple(tensor.shape) == shape, (name, tensor.shape, shape)
-        file, offset = self._places.pop(name)
-        view, done = raw(tensor.to(dtype).contiguous()), 0
-        while done < len(view):
-            done += os.pwrite(file.fileno(), view[done : done + (1 << 30)], offset + done)
-        return done
+    def span(self, name: str, view: Tensor) -> Span:
+        """Room for the values of `view` as tensor `name`, in the planned dtype. Once for each name."""
+        (dtype, shape), (file, offset) = self._plan[name], self._places.pop(name)
+        assert view.numel() == math.prod(shape), (name, view.shape, shape)
+        return Span(file, offset, dtype, view)
 
     def finish(self) -> None:
         assert not self._places, f"{sorted(self._places)} were not written"

@@ -5,6 +5,7 @@ done but starting the same command again.
 
     work/runs/{layout}     never disturbed: what the others are compared with
     work/runs/faulted      (`main`) each fault once, one after the other
+    work/runs/pipeline     (`main`) a pipeline's process killed once
     work/runs/seed-N       (`kills`) six kills at moments drawn from the seed
     work/faults.jsonl      a row a launch with a fault: what it was, what came of it, the log
 """
@@ -249,6 +250,9 @@ def main(work: Path, seeds: list[int]) -> None:
         return
     launch(work, "TP2", *LAYOUTS["TP2"], expect=0)
     _each_fault_once(work)
+    launch(work, "PP2", *LAYOUTS["PP2"], expect=0)
+    launch(work, "pipeline", *LAYOUTS["PP2"], faults=(Fault("optimizer step", 4, 0.0, 1),))
+    launch(work, "pipeline", *LAYOUTS["PP2"], expect=0)
 
 
 if __name__ == "__main__":
