@@ -91,7 +91,10 @@ class Driver:
     """Runs the stages on a session, from its newest checkpoint if it has one."""
 
     def __init__(self, session: Session):
+        from .checkpoint.saving import Saver
+
         self.session, self.cfg = session, session.cfg
+        self.saver = Saver(session)
         self.plan = stages(self.cfg)
         self.state = State()
         self.labelled = TransitionFile(self.cfg.data.labelled, self.cfg.data.max_labels)
@@ -119,11 +122,9 @@ class Driver:
 
     def run(self, until: str | None = None) -> None:
         """All stages that are left; `until` names the kind of stage after which to stop."""
-        while self.state.stage < len(self.plan):
-            stage = self.plan[self.state.stage]
-            if stage.kind == until:
-                return
-            self._run_stage(stage)
+        while self.state.stage < len(self.plan) and self.plan[self.state.stage].kind != until:
+            self._run_stage(self.plan[self.state.stage])
+        self.saver.wait()
 
     def _run_stage(self, stage: Stage) -> None:
         resumed = self.state.step > 0
@@ -133,6 +134,7 @@ class Driver:
         while self.state.step < stage.steps:
             self.session.watch.at("", f"{stage.name} step {self.state.step + 1}")
             record = one_step(self.state.step)
+            self.saver.advance()
             batch = record.pop("nonfinite", None)
             self.state.step += 1
             self.state.optimizer_step += record.pop("optimizer_steps")
@@ -145,6 +147,7 @@ class Driver:
             )
             if self.interrupt.requested(self.session.device):
                 self.save()
+                self.saver.wait()
                 raise SystemExit(0)
             every = self.cfg.run.save_every
             if every and self.state.step % every == 0 and self.state.step < stage.steps:
@@ -271,8 +274,6 @@ class Driver:
     def save(self, name: str | None = None, score: float | None = None) -> None:
         """A checkpoint of this moment; named ones are kept for good, numbered ones pruned to run.keep newest and
         run.keep_best of the highest `score`."""
-        from .checkpoint import run_state
-
         self.session.watch.at("save")
         session, inside = self.session, self.state.step > 0 and name is None
         in_phase = inside and self.plan[self.state.stage].kind == "phase"
@@ -285,7 +286,8 @@ class Driver:
         }
         sets = [*session.policies, *([REFERENCE] if in_phase else [])]
         name, run = name or f"{self.state.optimizer_step:08d}", self.cfg.run
-        run_state.save(session, name, state, sets, run.keep, run.keep_best)
+        # Named ones are loaded again in this run
+        self.saver.save(name, state, sets, background=run.save_in_background and name.isdigit())
 
     def summarise(self) -> dict:
         """Read the test split once for each finished model; write summary.json and report.html."""

@@ -61,6 +61,7 @@ class RunConfig:
     root: str = MISSING
     seed: int = MISSING
     save_every: int = MISSING  # steps between checkpoints; 0: only at the end of a phase and on SIGTERM
+    save_in_background: bool = MISSING  # train on while a checkpoint is written; its memory may grow by what is saved
     keep: int = MISSING  # newest checkpoints kept
     keep_best: int = MISSING  # and those of the highest exact match on data.validation, mean of both roles
     max_nonfinite: int = MISSING  # a run stops after so many steps in a row with a loss, reward or norm not finite

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from test_resume import metrics, summary
+from workers.faults import SLOW, in_background, layout_of
 from workers.layouts import run_module
 
 pytestmark = pytest.mark.megatron
@@ -43,7 +44,10 @@ def used(run: Path) -> list[tuple]:
 
 
 def assert_as_undisturbed(struck: Path, whole: Path) -> None:
-    """To the last digit; a step's figures are those of its own transitions, so none was skipped or used twice."""
+    """To the last digit; a step's figures are those of its own transitions, so none was skipped or used twice.
+
+    The checkpoints that are left hold the same bytes, the optimizer's among them.
+    """
     for one, other in zip(metrics(struck), metrics(whole), strict=True):
         assert one == other
     assert summary(struck) == summary(whole)
@@ -51,6 +55,15 @@ def assert_as_undisturbed(struck: Path, whole: Path) -> None:
     assert len(set(used(struck))) == len(used(struck))
     left = [path.name for path in (struck / "checkpoints").iterdir()]
     assert not [name for name in left if name.endswith((".partial", ".replaced"))], left
+    for path in (whole / "checkpoints").glob("*/manifest.json"):
+        same = struck / "checkpoints" / path.parent.name / "manifest.json"
+        assert weights(same) == weights(path), path
+
+
+def weights(manifest: Path) -> dict:
+    """The files of weights and optimizer state: metrics.jsonl has times in it."""
+    files = json.loads(manifest.read_text())["files"]
+    return {name: entry for name, entry in files.items() if name.endswith(".distcp")}
 
 
 def test_a_run_that_everything_happened_to_ends_as_if_nothing_had(struck):
@@ -61,6 +74,22 @@ def test_a_run_that_everything_happened_to_ends_as_if_nothing_had(struck):
 def test_a_pipeline_goes_on_to_the_last_digit_too(struck):
     """Megatron gave the second stage the first one's parameter groups: weights for norms, in another order."""
     assert_as_undisturbed(struck / "runs" / "pipeline", struck / "runs" / "PP2")
+
+
+def test_saves_in_the_background_are_those_that_were_waited_for(struck):
+    """Killed while one was written, and with a full disk. Other bytes would show in the comparison of checkpoints."""
+    assert_as_undisturbed(struck / "runs" / "background", struck / "runs" / "TP2")
+    killed, full = (row for row in rows(struck) if row["run"] == "background")
+    assert killed["codes"][1] == -signal.SIGKILL and not killed["finished"]
+    assert full["codes"][0] == 2 and "No space left on device" in full["log"] and not full["finished"]
+
+
+def test_training_goes_on_while_a_save_in_the_background_is_written(struck):
+    """Every file takes its writer SLOW seconds; three to four sets of files a checkpoint."""
+    lines = [json.loads(line) for line in (struck / "writes.jsonl").read_text().splitlines()]
+    waited = {kind: [row["seconds"] for row in lines if row["background"] is kind] for kind in (True, False)}
+    assert len(waited[True]) > 10 and len(waited[False]) > 3
+    assert sorted(waited[True])[len(waited[True]) // 2] < SLOW and min(waited[False]) > 2 * SLOW
 
 
 @pytest.mark.parametrize(
@@ -167,21 +196,18 @@ def test_thirty_seeded_kills(tmp_path):
     """In three layouts; the table of them is printed, and left as kills.md."""
     run_module("workers.faults", tmp_path, *map(str, SEEDS))
     found = rows(tmp_path)
-    head = "| run | layout | killed in | rank | call | after | lines of metrics |\n|---|---|---|---|---|---|---|\n"
+    head = "| seed | layout | saves | killed in | rank | call | after |\n|---|---|---|---|---|---|---|\n"
     table = head + "".join(_line(r) for r in found)
     (tmp_path / "kills.md").write_text(table)
     print(table)
     assert len(found) == KILLS
     assert all(r["codes"][r["faults"][0]["rank"]] == -signal.SIGKILL and not r["finished"] for r in found)
     for seed in SEEDS:
-        assert_as_undisturbed(tmp_path / "runs" / f"seed-{seed}", tmp_path / "runs" / _layout(seed))
-
-
-def _layout(seed: int) -> str:
-    return ("TP2", "DP2", "PP2")[seed % 3]
+        assert_as_undisturbed(tmp_path / "runs" / f"seed-{seed}", tmp_path / "runs" / layout_of(seed))
 
 
 def _line(r: dict) -> str:
-    fault, layout = r["faults"][0], _layout(int(r["run"].removeprefix("seed-")))
+    fault, seed = r["faults"][0], int(r["run"].removeprefix("seed-"))
+    saves = "in the background" if in_background(seed) else "waited for"
     place = f"{fault['moment']} | {fault['rank']} | {fault['call']} | {fault['delay'] * 1000:.0f} ms"
-    return f"| {r['run']} | {layout} | {place} | {r['lines']} |\n"
+    return f"| {seed} | {layout_of(seed)} | {saves} | {place} |\n"

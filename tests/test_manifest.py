@@ -172,12 +172,12 @@ PLANTED = {
 
 def _pruned(root: Path) -> list[str]:
     """What is left of six checkpoints, of which three have a score, and a named one."""
-    from swirl_nemo.checkpoint import run_state
+    from swirl_nemo.checkpoint import saving
 
     for name, score in {"1": 0.5, "2": None, "3": 0.75, "4": 0.25, "5": None, "6": None, "warmup": 0.0}.items():
         (root / name).mkdir(parents=True)
         (root / name / "state.json").write_text(json.dumps({"score": score}))
-    run_state._prune(root, keep=2, keep_best=2)
+    saving._prune(root, keep=2, keep_best=2)
     return sorted(path.name for path in root.iterdir())
 
 

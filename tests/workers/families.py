@@ -129,7 +129,7 @@ def _visit(work: Path, name: str, layout: str) -> None:
     import torch.distributed as dist
 
     from swirl_nemo.actor.batch import MicroBatch
-    from swirl_nemo.checkpoint.run_state import save_weights
+    from swirl_nemo.checkpoint.saving import save_weights
     from swirl_nemo.checkpoint.verify import load_actor, megatron_logprobs
     from swirl_nemo.data.batch import collate
     from swirl_nemo.rollout.sampling import unrestricted

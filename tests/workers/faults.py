@@ -6,7 +6,9 @@ done but starting the same command again.
     work/runs/{layout}     never disturbed: what the others are compared with
     work/runs/faulted      (`main`) each fault once, one after the other
     work/runs/pipeline     (`main`) a pipeline's process killed once
+    work/runs/background   (`main`) saves in the background, slow, killed and on a full disk
     work/runs/seed-N       (`kills`) six kills at moments drawn from the seed
+    work/writes.jsonl      of `background`: how long a save kept training waiting
     work/faults.jsonl      a row a launch with a fault: what it was, what came of it, the log
 """
 
@@ -22,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from workers.layouts import import_stack
@@ -42,6 +45,8 @@ SETTINGS = (
     )),
 )  # fmt: skip
 MOMENTS = ("rollout", "scoring", "backward", "optimizer step", "weight swap", "save")
+BACKGROUND = "run.save_in_background=true"
+SLOW = 1.0  # seconds that a writer of `background` sleeps
 SECRET = "s3cret-of-this-test"
 
 
@@ -61,12 +66,12 @@ def _places() -> dict[str, tuple]:
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     from swirl_nemo.actor.actor import SwirlActor
-    from swirl_nemo.checkpoint import run_state
+    from swirl_nemo.checkpoint.saving import Saver
     from swirl_nemo.weights import WeightSets
 
     places = (
         *((SwirlActor, "infer"), (SwirlActor, "get_inference_log_probs"), (SwirlActor, "get_loss_and_metrics")),
-        *((DistributedOptimizer, "step_with_ready_grads"), (WeightSets, "_copy"), (run_state, "save")),
+        *((DistributedOptimizer, "step_with_ready_grads"), (WeightSets, "_copy"), (Saver, "save")),
     )
     return dict(zip(MOMENTS, places, strict=True))
 
@@ -99,6 +104,29 @@ def _fill_disk() -> None:
         original(index, ("/dev/full", *bucket[1:]), *rest)
 
     FileSystemWriterAsync.write_preloaded_data = staticmethod(write)
+
+
+def _slow_disk(times: Path) -> None:
+    """Writers sleep before they write; how long each save takes until weights may change is noted."""
+    from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+
+    from swirl_nemo.checkpoint.saving import Saver
+
+    write, hand_over = FileSystemWriterAsync.write_preloaded_data, Saver._write
+
+    def slow(*arguments):
+        time.sleep(SLOW)
+        write(*arguments)
+
+    def timed(self, partial, state, sets, background):
+        start = time.monotonic()
+        hand_over(self, partial, state, sets, background)
+        row = {"name": partial.name, "background": background, "seconds": time.monotonic() - start}
+        with times.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    FileSystemWriterAsync.write_preloaded_data = staticmethod(slow)
+    Saver._write = timed
 
 
 def settings(work: Path, name: str, *extra: str) -> list[str]:
@@ -228,15 +256,25 @@ def _copy_and_damage(work: Path, name: str, case: str, damage) -> None:
 
 
 def kills(work: Path, seeds: list[int]) -> None:
-    """Six kills a seed, layouts in turn."""
+    """Six kills a seed, layouts in turn; see `options`."""
     for layout, extra in LAYOUTS.items():
         launch(work, layout, *extra, expect=0)
     for seed in seeds:
-        layout = list(LAYOUTS)[seed % len(LAYOUTS)]
         for moment in random.Random(seed).sample(MOMENTS, len(MOMENTS)):
-            fault = draw(seed, moment)
-            launch(work, f"seed-{seed}", *LAYOUTS[layout], faults=(fault,))
-        launch(work, f"seed-{seed}", *LAYOUTS[layout], expect=0)
+            launch(work, f"seed-{seed}", *options(seed), faults=(draw(seed, moment),))
+        launch(work, f"seed-{seed}", *options(seed), expect=0)
+
+
+def layout_of(seed: int) -> str:
+    return list(LAYOUTS)[seed % len(LAYOUTS)]
+
+
+def in_background(seed: int) -> bool:
+    return seed % 2 == 1
+
+
+def options(seed: int) -> tuple[str, ...]:
+    return (*LAYOUTS[layout_of(seed)], *([BACKGROUND] if in_background(seed) else []))
 
 
 def main(work: Path, seeds: list[int]) -> None:
@@ -253,6 +291,10 @@ def main(work: Path, seeds: list[int]) -> None:
     launch(work, "PP2", *LAYOUTS["PP2"], expect=0)
     launch(work, "pipeline", *LAYOUTS["PP2"], faults=(Fault("optimizer step", 4, 0.0, 1),))
     launch(work, "pipeline", *LAYOUTS["PP2"], expect=0)
+    background = (*LAYOUTS["TP2"], BACKGROUND)
+    launch(work, "background", *background, faults=(Fault("save", 3, 0.1, 1),))
+    launch(work, "background", *background, faults=(Fault("save", 2, 0.0, 0, None),))
+    launch(work, "background", *background, plant=partial(_slow_disk, work / "writes.jsonl"), expect=0)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 from swirl_nemo import annotation, supervised
 from swirl_nemo import phase as phase_room
 from swirl_nemo.actor.batch import plain
-from swirl_nemo.checkpoint import run_state
+from swirl_nemo.checkpoint import saving
 from swirl_nemo.config import Aggregation, PhaseConfig, SamplingConfig
 from swirl_nemo.data.batch import collate
 from swirl_nemo.data.transitions import TransitionFile
@@ -97,7 +97,7 @@ def fwm_steps(session, folder: Path) -> list[dict]:
     steps = [Step(rows[6 * i : 6 * i + 6], rows[6 * i : 6 * i + 6], rows[i : i + 5], 1e-2, (5, i)) for i in range(3)]
     metrics = [timeless(grpo_step(session, FWM, step)) for step in steps]
     folder.parent.mkdir(exist_ok=True)
-    run_state.save_weights(session.actor, Path(session.cfg.model.fwm), folder)
+    saving.save_weights(session.actor, Path(session.cfg.model.fwm), folder)
     return metrics
 
 
