@@ -19,6 +19,7 @@ from .guard import judge
 from .interrupt import Interrupt
 from .phase import Step, grpo_step
 from .roles import FWM, IDM, ROLES, Role
+from .runs import check_settings
 from .schedule import learning_rate
 from .session import REFERENCE, Session
 
@@ -325,6 +326,7 @@ class Driver:
 
 def train(cfg: SwirlConfig) -> dict:
     """`swirl train`: all stages, then the test split; writes summary.json and report.html. Returns the summary."""
+    check_settings(cfg)
     session = Session(cfg)
     with session.open_run():
         driver = Driver(session)
@@ -335,6 +337,7 @@ def train(cfg: SwirlConfig) -> dict:
 
 def warmup(cfg: SwirlConfig) -> None:
     """`swirl warmup`: up to the warmed-up models, checkpoints/warmup; `swirl train` goes on from there."""
+    check_settings(cfg)
     session = Session(cfg)
     with session.open_run():
         driver = Driver(session)

@@ -38,7 +38,7 @@ Overrides = Annotated[
 UsageError = typer.BadParameter.__base__  # Click's, from whichever module this version of Typer takes it
 
 
-@app.command(epilog="Example: swirl quickstart run.seed=2")
+@app.command(epilog="Example: swirl quickstart run.seed=2 run.name=second")
 def quickstart(overrides: Overrides = ()) -> None:
     """The whole loop, small: collect a built-in world, warm up, train, compare, report."""
     from .quickstart import run

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from .checks import check, check_files
+from .runs import check_settings
 from .settings import compose
 
 # A Llama of under a million parameters; its size is the quickstart's own, a real run imports a pretrained model.
@@ -19,6 +20,7 @@ def run(overrides: list[str]) -> None:
     check(cfg, PROCESSES)
     prepare(Path(cfg.data.tokenizer), Path(cfg.model.fwm))
     check_files(cfg)
+    check_settings(cfg)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     command = [sys.executable, *launcher, "-m", "swirl_nemo", "train", *settings]
     quiet = "ignore:The pynvml package is deprecated:FutureWarning"  # torchrun imports torch before cli.py can say so

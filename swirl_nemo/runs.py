@@ -25,6 +25,7 @@ from .config import SwirlConfig
 from .records import finite, json_line, read_lines, write, write_json
 from .roles import ROLES
 
+CONFIG = "config.yaml"
 _COUNTERS = ("iteration", "step", "optimizer_step")
 _SHOWN = {
     "loss": "loss {:.4f}",
@@ -35,6 +36,37 @@ _SHOWN = {
     "seconds/step": "{:.1f} s",
 }
 _SHOWN_HELD_OUT = ("exact_match", "cycle_consistency")
+# What decides which rows a step reads and what it makes of them. Files may move, and layouts and precision may change.
+_DECIDES = ("alternation", "annotate", "data", "model.weights", "optimizer", "phase", "pretrain", "run.seed", "warmup")
+_MAY_MOVE = tuple(f"data.{name}" for name in ("labelled", "unlabelled", "validation", "test", "tokenizer"))
+
+
+def check_settings(cfg: SwirlConfig) -> None:
+    """Raises ValueError, one line, where the run has checkpoints that were trained with other settings: to go on from
+    them would skip transitions, or use some twice. To be called before the run's folder is opened."""
+    folder = Path(cfg.run.root, cfg.run.name)
+    if not (folder / CONFIG).is_file() or not any((folder / "checkpoints").glob("[0-9]*")):
+        return
+    before, now = _deciding(OmegaConf.load(folder / CONFIG)), _deciding(OmegaConf.create(OmegaConf.to_yaml(cfg)))
+    changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]
+    if changed:
+        (key, *_), more = changed, f" ({len(changed)} such settings)" if len(changed) > 1 else ""
+        raise ValueError(
+            f"{folder}: began with {key}={before[key]}, not {now[key]}{more}: "
+            "give the settings it began with, or another run.name"
+        )
+
+
+def _deciding(tree, prefix: str = "") -> dict[str, object]:
+    """The values under _DECIDES by their dotted keys."""
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if OmegaConf.is_dict(value):
+            found |= _deciding(value, f"{key}.")
+        elif key.startswith(_DECIDES) and key not in _MAY_MOVE:
+            found[key] = OmegaConf.to_container(value) if OmegaConf.is_list(value) else value
+    return found
 
 
 class Run:
@@ -60,7 +92,7 @@ class Run:
             Path(cfg.run.root).mkdir(parents=True, exist_ok=True)
             _point(Path(cfg.run.root, "latest"), cfg.run.name)
             run.folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(cfg, run.folder / "config.yaml")
+            write(run.folder / CONFIG, OmegaConf.to_yaml(cfg).encode())
             write_json(run.folder / "env.json", environment(cfg))
         return run
 

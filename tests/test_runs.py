@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from swirl_nemo.config import Schedule, SwirlConfig
 from swirl_nemo.records import read_lines
-from swirl_nemo.runs import Run, source
+from swirl_nemo.runs import Run, check_settings, source
 from swirl_nemo.settings import compose
 
 
@@ -51,6 +51,25 @@ def test_folder_holds_configuration_and_environment(cfg):
     cfg.run.name = "second"
     Run.open(cfg, is_main=True)
     assert os.readlink(root / "latest") == "second" and (root / "latest" / "env.json").exists()
+
+
+def test_a_run_goes_on_with_the_settings_it_began_with(cfg):
+    """Layouts, places of files and what is written may change; what decides the rows and the steps may not."""
+    Run.open(cfg, is_main=True)
+    check_settings(cfg)
+    seed, cfg.run.seed = cfg.run.seed, 8
+    check_settings(cfg)  # nothing was trained yet
+    (Path(cfg.run.root, cfg.run.name) / "checkpoints" / "00000003").mkdir(parents=True)
+    with pytest.raises(ValueError, match=rf"first: began with run.seed={seed}, not 8: give the settings it began with"):
+        check_settings(cfg)
+    cfg.run.seed, cfg.parallel.tensor, cfg.data.labelled, cfg.run.keep = seed, 1, "elsewhere.jsonl", 9
+    check_settings(cfg)
+    cfg.phase.idm.steps, cfg.alternation.iterations = 999, 7
+    with pytest.raises(ValueError, match=r"began with alternation.iterations=\d, not 7 \(2 such settings\)") as error:
+        check_settings(cfg)
+    assert "\n" not in str(error.value)
+    cfg.run.name = "another"
+    check_settings(cfg)
 
 
 def test_environment_variables_stay_out(cfg, monkeypatch):
