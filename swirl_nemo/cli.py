@@ -144,6 +144,26 @@ def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a run, finish
     typer.echo(str(write_report(run_dir)))
 
 
+@app.command(epilog="Example: swirl bench model=tiny completion_len=128 --json bench.json")
+def bench(
+    overrides: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE", help="Settings of conf/bench/step.yaml.", show_default=False)
+    ] = (),
+    against_trl: Annotated[
+        Path | None,
+        typer.Option(metavar="PYTHON", help="Alternate with TRL, step by step: the python of an environment with trl."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+) -> None:
+    """Seconds of one step of Phase I on made-up prompts, beside the machine's own limit."""
+    from .bench.config import BenchConfig
+
+    cfg = compose(list(overrides), "bench/step", BenchConfig)
+    from .bench.run import bench as measure
+
+    measure(cfg, against_trl, json_file)
+
+
 @app.command(epilog="Example: swirl doctor")
 def doctor() -> int:
     """Versions, devices, memory, a collective between two processes; exit code 1 where something needed is missing."""

@@ -68,7 +68,7 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
             rollout = roll_out(session, role, phase, mine, step)
         sequences = _sequences(session, role, mine, rollout, phase.group)
         with watch("score"):
-            rewards, reference = score(session, role, phase, mine, rollout, sequences)
+            rewards, reference = score(session, role, phase, mine, rollout, sequences, watch)
         reward, clamped = grpo.clamp_rewards(rewards, phase.reward_floor)
         if agree(not bool(reward.isfinite().all()), session.device):
             return _not_rewarded(session, phase, sequences, reward, mine, step)
@@ -142,7 +142,7 @@ def _sequences(session, role, mine, rollout, group) -> Sequences:
     return collate(prompts, rollout.completions, session.prompter.pad).to(session.device)
 
 
-def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout: Rollout, sequences: Sequences):
+def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout: Rollout, sequences: Sequences, watch):
     """Mean log-prob [b] of the targets under the frozen counterpart, and reference log-probs [b, C] unless beta is 0.
 
     With shared weights the counterpart and the reference are the same set, worn once.
@@ -152,13 +152,15 @@ def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout: Rollo
     batch = session.cfg.parallel.score_batch
 
     def rewards() -> Tensor:
-        return counterpart_logprobs(session, role, repeated, texts)
+        with watch("reward"):
+            return counterpart_logprobs(session, role, repeated, texts)
 
     def reference() -> Tensor | None:
         if phase.kl_beta == 0:
             return None
-        scored = plain(sequences, session.policy_distribution(role), batch, rollout.support)
-        return session.actor.get_inference_log_probs(list(scored))[0]
+        with watch("reference"):
+            scored = plain(sequences, session.policy_distribution(role), batch, rollout.support)
+            return session.actor.get_inference_log_probs(list(scored))[0]
 
     if session.cfg.model.weights is Weights.shared:
         with session.sets.wear(REFERENCE):

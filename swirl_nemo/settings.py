@@ -92,8 +92,9 @@ def compose(overrides: list[str], config: str = "swirl", schema: type = SwirlCon
 def _composed(config: str, overrides: list[str]):
     """Hydra's own checks of a group's choice raise plain ValueErrors and TypeErrors."""
     try:
-        with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose(config, overrides=overrides)
+        place = conf_dir() / config  # a folder's own file has that folder's groups: bench/step has none
+        with hydra.initialize_config_dir(str(place.parent), version_base="1.3"):
+            return hydra.compose(place.name, overrides=overrides)
     except (ValueError, TypeError) as error:
         if isinstance(error, HydraException | OmegaConfBaseException):
             raise

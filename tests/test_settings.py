@@ -40,7 +40,7 @@ def test_shipped_world(choice):
 
 
 def test_no_folder_of_conf_is_forgotten():
-    assert {folder.name for folder in conf_dir().iterdir() if folder.is_dir()} == {*GROUPS, "world"}
+    assert {folder.name for folder in conf_dir().iterdir() if folder.is_dir()} == {*GROUPS, "world", "bench"}
 
 
 def test_published_is_what_was_released():

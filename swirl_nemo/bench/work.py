@@ -1,0 +1,105 @@
+"""The step that is measured: phase.grpo_step of the FWM, on transitions of made-up words with exact lengths."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.huggingface import import_hf
+from ..data.transition import Transition
+from ..settings import compose
+from .config import BenchConfig
+
+# The benched Llama of made-up words: 3.2 million parameters, 512 tokens.
+TINY = {"hidden": 256, "layers": 4, "heads": 8, "kv_heads": 4, "ffn": 688, "max_positions": 4096, "tied": False}
+_TINY_WORDS = 500  # with the tokenizer's own ones, 512
+PARTS = {"generate": "rollout", "reference": "reference", "reward": "reward", "train": "train", "step": "step"}
+
+
+def models(cfg: BenchConfig, work: Path) -> tuple[Path, Path]:
+    """Hugging Face folders of FWM and IDM: two random ones, or one pretrained that plays both."""
+    if cfg.model != "tiny":
+        if not Path(cfg.model).is_dir():
+            raise ValueError(f"model={cfg.model}: no such folder: give tiny or a Hugging Face model folder")
+        return Path(cfg.model), Path(cfg.model)
+    from ..checkpoint.random_init import random_llama
+    from ..worlds.word_tokenizer import word_tokenizer
+
+    word_tokenizer(f"w{number}" for number in range(_TINY_WORDS)).save_pretrained(work / "tokenizer")
+    for seed, name in enumerate(("fwm_hf", "idm_hf")):
+        random_llama(work / name, work / "tokenizer", **TINY, seed=seed)
+    return work / "fwm_hf", work / "idm_hf"
+
+
+def words(tokenizer) -> list[str]:
+    """Words that are one token each behind a space, whichever words stand around them."""
+    shown = (tokenizer.decode([index]).strip() for index in range(min(len(tokenizer), 20_000)))
+    plain = [word for word in dict.fromkeys(shown) if word.isalnum() and word.isascii() and len(word) > 1]
+    return [word for word in plain if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
+
+
+def make_rows(cfg: BenchConfig, tokenizer, count: int) -> tuple[list[dict[str, str]], str]:
+    """`count` pairs of state and action in text, their prompt prompt_len tokens long, and the instruction."""
+    pool = words(tokenizer)
+    generator = torch.Generator().manual_seed(1234)
+
+    def text(length: int) -> str:
+        return "".join(f" {pool[i]}" for i in torch.randint(len(pool), (length,), generator=generator).tolist())
+
+    state = cfg.prompt_len - cfg.action_len - int(tokenizer.bos_token_id is not None)
+    return [{"x": text(state), "z": text(cfg.action_len)} for _ in range(count)], text(cfg.instruction_len)
+
+
+def settings(cfg: BenchConfig, work: Path, instruction: str) -> list[str]:
+    """Of the run that the bench is one step of, as overrides."""
+    longest = cfg.prompt_len + cfg.completion_len + cfg.instruction_len + cfg.action_len + 8
+    phase = {
+        **{"group": cfg.group, "prompts": cfg.prompts, "kl_beta": cfg.kl_beta, "optimizer_steps": 1, "lr": 1e-6},
+        **{"sampling.temperature": 1.0, "sampling.top_k": 0, "sampling.top_p": 1.0, "dead_std": 0.0},
+        **{"policy_gradient": 1.0, "replay": 0, "replay_batch": 0, "mstep": 0},
+    }
+    data = {
+        "tokenizer": work / "fwm" / "tokenizer",
+        "fwm.templates": json.dumps(["{x}{z}"]),
+        "idm.templates": json.dumps(["{x} {y}" + instruction]),
+        "fwm.min_length": cfg.completion_len,
+        "fwm.max_length": cfg.completion_len,
+        "idm.max_length": cfg.action_len + 1,
+    }
+    keys = {
+        **{f"phase.fwm.{key}": value for key, value in phase.items()},
+        **{f"data.{key}": value for key, value in data.items()},
+        **{"model.fwm": work / "fwm", "model.idm": work / "idm", "model.max_length": longest},
+        **{"model.logit_chunk": cfg.logit_chunk, "parallel.micro_batch": cfg.micro_batch},
+        **{"parallel.score_batch": cfg.score_batch, "run.root": work / "runs", "run.tensorboard": "false"},
+    }
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
+@contextmanager
+def stepper(cfg: BenchConfig, work: Path, fwm: Path, idm: Path, rows, instruction: str) -> Iterator[Callable[[], dict]]:
+    """A function that does the next step and returns its metrics; and the session as its attribute."""
+    for name, source in (("fwm", fwm), ("idm", idm)):
+        import_hf(source, work / name)
+    run = compose(settings(cfg, work, instruction))
+    from ..phase import Step, grpo_step
+    from ..roles import FWM
+    from ..session import REFERENCE, Session
+
+    torch.set_num_threads(cfg.threads)
+    session = Session(run)
+    session.load()
+    session.sets.snapshot(REFERENCE)
+    transitions = [Transition(str(number), row["x"], row["z"], "", "bench", "", 0) for number, row in enumerate(rows)]
+    done = 0
+
+    def one_step() -> dict:
+        nonlocal done
+        mine = transitions[done * cfg.prompts : (done + 1) * cfg.prompts]
+        done += 1
+        return grpo_step(session, FWM, Step(mine, [], [], lr=run.phase.fwm.lr, seed=(done,)))
+
+    one_step.session = session
+    yield one_step
