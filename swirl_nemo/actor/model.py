@@ -47,7 +47,7 @@ class CoreAttention(MegatronModule):
 
     def __init__(self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None):
         super().__init__(config=config)
-        self.scale = softmax_scale
+        self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
     def forward(self, query, key, value, attention_mask, **_):
         """query [s, B, heads, d], key and value [S, B, groups, d]; attention_mask [B or 1, 1, s, S], true where hidden.
@@ -79,7 +79,7 @@ class CachedSelfAttention(SelfAttention):
         rotation = rotary_pos_emb[0][start : start + len(query)]
         query = apply_rotary_pos_emb(query, rotation, config=self.config)
         key = apply_rotary_pos_emb(key, rotation, config=self.config)
-        key, value = inference_params.append(self.layer_number, key, value)
+        key, value = (t.permute(2, 0, 1, 3) for t in inference_params.append(self.layer_number, key, value))
         return query, key, value, None, AttnMaskType.no_mask
 
 
@@ -134,18 +134,19 @@ class ScoringGPTModel(GPTModel):
         if not self.post_process:
             return hidden
         if scored is None:
-            return (hidden[-1] @ self._head().t()).float()
+            return (hidden[-1] @ self.head().t()).float()
         if self.config.sequence_parallel:
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
         else:
             hidden = tensor_parallel.copy_to_tensor_model_parallel_region(hidden)
-        weight = self._head()
+        weight = self.head()
         first_token = parallel_state.get_tensor_model_parallel_rank() * len(weight)
         group = parallel_state.get_tensor_model_parallel_group()
         states = hidden[scored.columns, scored.rows]
         return torch.stack(log_probs(states, weight, scored, self.logit_chunk, first_token, group))
 
-    def _head(self) -> Tensor:
+    def head(self) -> Tensor:
+        """This rank's rows [V/tp, H] of the vocabulary's head."""
         return self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else (
             self.output_layer.weight
         )  # fmt: skip

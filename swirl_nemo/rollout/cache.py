@@ -1,4 +1,4 @@
-"""Keys and values of decoded sequences, in Megatron's [positions, B, groups, head] layout."""
+"""Keys and values of decoded sequences."""
 
 from torch import Tensor
 
@@ -6,7 +6,8 @@ from torch import Tensor
 class KvCache:
     """Stands where Megatron passes its InferenceParams. Keys are kept rotated (actor.model.CachedSelfAttention).
 
-    Buffers are made once, at a layer's first tokens; a decoded token is copied into its place, nothing is concatenated.
+    Buffers [B, groups, capacity, head] are made once, at a layer's first tokens; a decoded token is copied into its
+    place, nothing is concatenated, and a row's keys lie together.
     """
 
     def __init__(self, capacity: int):
@@ -16,14 +17,16 @@ class KvCache:
         self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [s, B, groups, head] behind what is there; returns all keys and values so far. The offset stays."""
+        """Put [s, B, groups, head], as Megatron has them, behind what is there; returns all keys and values so far
+        [B, groups, S, head]. The offset stays."""
         if layer not in self._buffers:
-            shape = (self.max_sequence_length, *key.shape[1:])
+            _, rows, groups, head = key.shape
+            shape = (rows, groups, self.max_sequence_length, head)
             self._buffers[layer] = (key.new_empty(shape), value.new_empty(shape))
-        stop = self.sequence_len_offset + len(key)
+        start, stop = self.sequence_len_offset, self.sequence_len_offset + len(key)
         for buffer, new in zip(self._buffers[layer], (key, value), strict=True):
-            buffer[self.sequence_len_offset : stop] = new
-        return tuple(buffer[:stop] for buffer in self._buffers[layer])
+            buffer[:, :, start:stop] = new.permute(1, 2, 0, 3)
+        return tuple(buffer[:, :, :stop] for buffer in self._buffers[layer])
 
     def advance(self, positions: int) -> None:
         self.sequence_len_offset += positions
@@ -34,7 +37,7 @@ class KvCache:
         for layer, pair in self._buffers.items():
             wide = []
             for buffer in pair:
-                new = buffer.new_empty(len(buffer), buffer.shape[1] * group, *buffer.shape[2:])
-                new[:filled].unflatten(1, (-1, group)).copy_(buffer[:filled, :, None])
+                new = buffer.new_empty(len(buffer) * group, *buffer.shape[1:])
+                new.unflatten(0, (-1, group))[:, :, :, :filled] = buffer[:, None, :, :filled]
                 wide.append(new)
             self._buffers[layer] = tuple(wide)

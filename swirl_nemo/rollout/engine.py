@@ -13,6 +13,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
 from .cache import KvCache
+from .decoder import Decoder
 from .sampling import Distribution, pack, sample
 
 
@@ -51,9 +52,10 @@ def generate(
     cache = KvCache(width + max_length)
     logits = _stage(model, tokens, _prefill_mask(padding), cache)
     cache.repeat(group)
-    padding = padding.repeat_interleave(group, 0)
+    visible = _visible(padding.repeat_interleave(group, 0), max_length)
+    decoder = Decoder(model, width + max_length)
     logits = None if logits is None else logits.repeat_interleave(group, 0)
-    ended = torch.zeros(len(padding), dtype=torch.bool, device=device)
+    ended = torch.zeros(len(prompts) * group, dtype=torch.bool, device=device)
     columns: list[tuple[Tensor, Tensor, Tensor | None]] = []
     for step in range(max_length):
         drawn = None if uniforms is None else uniforms[:, step]
@@ -62,8 +64,8 @@ def generate(
         ended = ended | (chosen == distribution.end)
         if step + 1 == max_length or bool(ended.all()):
             break
-        hidden = torch.cat([padding, padding.new_zeros(len(padding), step + 1)], 1)[:, None, None]
-        logits = _stage(model, columns[-1][0][:, None], hidden if bool(padding.any()) else None, cache)
+        seen = None if visible is None else visible[:, : width + step + 1]
+        logits = _next_token(decoder, columns[-1][0], seen, cache)
     return _collect(columns, distribution.end)
 
 
@@ -96,6 +98,21 @@ def _stage(model, tokens: Tensor, mask: Tensor | None, cache: KvCache) -> Tensor
     set_input(None)
     cache.advance(columns)
     return output if parallel_state.is_pipeline_last_stage() else None
+
+
+def _next_token(decoder: Decoder, tokens: Tensor, visible: Tensor | None, cache: KvCache) -> Tensor | None:
+    """The same for one token [B] of each row, of which only `visible` positions are seen."""
+    config = decoder.config
+    received = p2p.recv_forward((1, len(tokens), config.hidden_size), config)
+    output = decoder(tokens, received, cache, visible)
+    p2p.send_forward(output, config)
+    cache.advance(1)
+    return output if parallel_state.is_pipeline_last_stage() else None
+
+
+def _visible(padding: Tensor, more: int) -> Tensor | None:
+    """Of padded columns [B, L] and `more` that follow, those that a token may see [B, L + more]; None where all are."""
+    return torch.cat([~padding, padding.new_ones(len(padding), more)], 1) if bool(padding.any()) else None
 
 
 def _choose(logits, distribution: Distribution, step: int, uniforms, rows: int, device):
