@@ -142,7 +142,7 @@ def _sequences(session, role, mine, rollout, group) -> Sequences:
     return collate(prompts, rollout.completions, session.prompter.pad).to(session.device)
 
 
-def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout: Rollout, sequences: Sequences, watch):
+def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, sequences: Sequences, watch: Stopwatch):
     """Mean log-prob [b] of the targets under the frozen counterpart, and reference log-probs [b, C] unless beta is 0.
 
     With shared weights the counterpart and the reference are the same set, worn once.

@@ -30,12 +30,10 @@ def bench(cfg: BenchConfig, trl_python: Path | None, out: Path | None) -> dict:
         tokenizer = AutoTokenizer.from_pretrained(fwm, local_files_only=True, trust_remote_code=False)
         rows, instruction = work.make_rows(cfg, tokenizer, cfg.prompts * (cfg.steps + 1))
         peer = Peer(cfg, trl_python, place, fwm, idm, rows, instruction) if trl_python else None
-        with work.stepper(cfg, place, fwm, idm, rows, instruction) as one_step:
-            one_step()
-            if peer:
-                peer.step()
-            pairs = [(one_step(), peer.step() if peer else None) for _ in range(cfg.steps)]
-            result = _summary(cfg, one_step.session.actor, pairs)
+        session = work.open_session(cfg, place, fwm, idm, instruction)
+        ours = work.steps(session, cfg, rows)
+        pairs = [(metrics, peer.step() if peer else None) for metrics in ours][1:]  # the first step warms up
+        result = _summary(cfg, session.actor, pairs)
         if peer:
             peer.close()
     _print(result)

@@ -1,8 +1,7 @@
 """The step that is measured: phase.grpo_step of the FWM, on transitions of made-up words with exact lengths."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -79,28 +78,26 @@ def settings(cfg: BenchConfig, work: Path, instruction: str) -> list[str]:
     return [f"{key}={value}" for key, value in keys.items()]
 
 
-@contextmanager
-def stepper(cfg: BenchConfig, work: Path, fwm: Path, idm: Path, rows, instruction: str) -> Iterator[Callable[[], dict]]:
-    """A function that does the next step and returns its metrics; and the session as its attribute."""
+def open_session(cfg: BenchConfig, work: Path, fwm: Path, idm: Path, instruction: str):
+    """The session.Session of that run, with its models imported and the reference kept."""
     for name, source in (("fwm", fwm), ("idm", idm)):
         import_hf(source, work / name)
     run = compose(settings(cfg, work, instruction))
-    from ..phase import Step, grpo_step
-    from ..roles import FWM
     from ..session import REFERENCE, Session
 
     torch.set_num_threads(cfg.threads)
     session = Session(run)
     session.load()
     session.sets.snapshot(REFERENCE)
+    return session
+
+
+def steps(session, cfg: BenchConfig, rows: list[dict[str, str]]) -> Iterator[dict]:
+    """Does a step on the next cfg.prompts rows whenever it is asked for one's metrics."""
+    from ..phase import Step, grpo_step
+    from ..roles import FWM
+
     transitions = [Transition(str(number), row["x"], row["z"], "", "bench", "", 0) for number, row in enumerate(rows)]
-    done = 0
-
-    def one_step() -> dict:
-        nonlocal done
-        mine = transitions[done * cfg.prompts : (done + 1) * cfg.prompts]
-        done += 1
-        return grpo_step(session, FWM, Step(mine, [], [], lr=run.phase.fwm.lr, seed=(done,)))
-
-    one_step.session = session
-    yield one_step
+    for start in range(0, len(transitions), cfg.prompts):
+        part = transitions[start : start + cfg.prompts]
+        yield grpo_step(session, FWM, Step(part, [], [], lr=session.cfg.phase.fwm.lr, seed=(start,)))
