@@ -47,7 +47,6 @@ def _annotate_batch(session: Session, transitions: list[Transition], uniforms: T
             session.policy_distribution(IDM),
             group=1,
             max_length=session.cfg.data.idm.max_length,
-            pad=session.prompter.pad,
             uniforms=None if session.cfg.annotate.greedy else uniforms.to(session.device),
         )
     actions = [session.prompter.decode(completion) for completion in rollout.completions]
@@ -62,7 +61,7 @@ def target_logprobs(session: Session, role, transitions: list[Transition]) -> li
     """Summed log-prob of each transition's own target under the weights that are worn."""
     prompter = session.prompter
     sequences = collate(
-        [session.prompt(role, t) for t in transitions], [prompter.target(role, t) for t in transitions], prompter.pad
+        [session.prompt(role, t) for t in transitions], [prompter.target(role, t) for t in transitions]
     ).to(session.device)
     scored = plain(sequences, session.model_distribution, session.cfg.parallel.score_batch)
     return session.actor.get_inference_log_probs(list(scored))[0].sum(1).tolist()

@@ -132,14 +132,13 @@ def roll_out(session: Session, role: Role, phase: PhaseConfig, mine: list[Transi
         session.policy_distribution(role),
         group=phase.group,
         max_length=data.max_length,
-        pad=session.prompter.pad,
         uniforms=uniforms,
     )
 
 
 def _sequences(session, role, mine, rollout, group) -> Sequences:
     prompts = [session.prompter.prompt(role, t) for t in mine for _ in range(group)]
-    return collate(prompts, rollout.completions, session.prompter.pad).to(session.device)
+    return collate(prompts, rollout.completions, group).to(session.device)
 
 
 def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, sequences: Sequences, watch: Stopwatch):
@@ -153,7 +152,7 @@ def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, seque
 
     def rewards() -> Tensor:
         with watch("reward"):
-            return counterpart_logprobs(session, role, repeated, texts)
+            return counterpart_logprobs(session, role, repeated, texts, phase.group)
 
     def reference() -> Tensor | None:
         if phase.kl_beta == 0:
@@ -272,7 +271,7 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
 def _nothing(session: Session) -> MicroBatch:
     """A micro-batch without weight, for a rank whose groups are all dead while other ranks train."""
     end = session.prompter.end
-    sequences = collate([[end]], [[end]], session.prompter.pad).to(session.device)
+    sequences = collate([[end]], [[end]]).to(session.device)
     return MicroBatch(sequences, session.model_distribution, loss=lambda logprobs, entropy: (0 * logprobs.sum(), {}))
 
 
@@ -291,7 +290,7 @@ def _reward_metrics(session: Session, reward: Tensor, clamped: Tensor, ranked: g
 
 def _costs(session: Session, sequences: Sequences, watch: Stopwatch) -> dict[str, float]:
     """Seconds of each part, tokens/s over all ranks, completion length, peak memory of this rank."""
-    lengths = (sequences.lengths - sequences.prompt_lengths).sum()
+    lengths = sequences.completion_lengths.sum()
     counts = torch.stack([lengths, sequences.lengths.sum(), sequences.lengths.new_tensor(len(sequences))]).float()
     completion, whole, rows = session.add_up(counts).tolist()
     seconds = watch.seconds

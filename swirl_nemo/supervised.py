@@ -32,7 +32,7 @@ def micro_batches(session: Session, pairs: Pairs, weight: float) -> list[MicroBa
     batches = []
     for start in range(0, len(texts), size):
         prompts, targets = zip(*texts[start : start + size], strict=True)
-        sequences = collate(list(prompts), list(targets), prompter.pad).to(session.device)
+        sequences = collate(list(prompts), list(targets)).to(session.device)
         batches.append(MicroBatch(sequences, session.model_distribution, loss=_negative_log(weight, total)))
     return batches
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import mcore_model_customize
@@ -20,10 +19,12 @@ from nemo_aligner.utils.train_utils import prepare_for_training_step, set_eval, 
 from torch import Tensor
 
 from ..guard import agree
-from ..rollout.engine import Rollout, from_last_stage, generate
+from ..rollout.engine import Rollout, generate
+from ..rollout.pipeline import from_last_stage
 from ..rollout.sampling import Distribution
 from .batch import MicroBatch, pad_columns
 from .model import ScoringGPTModel, block_spec
+from .packing import pack
 
 _GROUP_KIND = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 
@@ -100,8 +101,9 @@ class SwirlActor(MegatronGPTActorModel):
 
     @contextmanager
     def _whole_sequences(self):
-        """Sequence parallelism off: a single decoded token cannot be divided among ranks."""
-        names = ("sequence_parallel", "reduce_scatter_embeddings")
+        """Sequence parallelism off, since a single decoded token cannot be divided among ranks; and stages know shapes
+        without telling each other."""
+        names = ("sequence_parallel", "reduce_scatter_embeddings", "variable_seq_lengths")
         holders = [self.transformer_config, *(m for stage in self.model for m in stage.modules())]
         before = [
             (holder, name, getattr(holder, name)) for holder in holders for name in names if hasattr(holder, name)
@@ -197,11 +199,11 @@ class SwirlActor(MegatronGPTActorModel):
 
         def forward_step(batches: Iterator[MicroBatch], model):
             batch = next(batches)
-            scored = batch.scored()
-            output = model(*self._inputs(batch.sequences.tokens), scored=scored)
+            packing, predictors = pack(batch.sequences, self._multiple)
+            output = model(packing, scored=batch.scored(predictors))
 
             def loss(output: Tensor, non_loss_data: bool = False):
-                spread = batch.spread(scored, output)
+                spread = batch.spread(output)
                 if non_loss_data:
                     return spread
                 part, sums = batch.loss(spread[0], spread[1])
@@ -211,11 +213,10 @@ class SwirlActor(MegatronGPTActorModel):
 
         return forward_step
 
-    def _inputs(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens [b, T] and positions; T is padded so that sequence parallelism divides it."""
-        if self.transformer_config.sequence_parallel:
-            tokens = F.pad(tokens, (0, -tokens.shape[1] % self.cfg.tensor_model_parallel_size))
-        return tokens, torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    @property
+    def _multiple(self) -> int:
+        """What the number of packed tokens must be divisible by: sequence parallelism gives each rank as many."""
+        return self.cfg.tensor_model_parallel_size if self.transformer_config.sequence_parallel else 1
 
 
 def _all_finite(parameters: list[Tensor]) -> bool:

@@ -24,24 +24,22 @@ class MicroBatch:
     support: Tensor | None = None  # packed bits [b, C, V/8]
     loss: Loss | None = None
 
-    def scored(self) -> Scored:
-        """Only true completion positions: N is the number of completion tokens."""
+    def scored(self, predictors: Tensor) -> Scored:
+        """Only true completion tokens: N of them. `predictors` as packing.pack gives them."""
         mask = self.sequences.completion_mask
-        rows, steps = mask.nonzero(as_tuple=True)
         return Scored(
             distribution=self.distribution,
-            rows=rows,
-            columns=self.sequences.completion_positions[rows, steps],
-            targets=self.sequences.targets[rows, steps],
-            steps=steps,
-            support=None if self.support is None else self.support[rows, steps],
+            positions=predictors[mask],
+            targets=self.sequences.targets[mask],
+            steps=mask.nonzero()[:, 1],
+            support=None if self.support is None else self.support[mask],
         )
 
-    def spread(self, scored: Scored, values: Tensor) -> Tensor:
-        """[..., N] values of scored positions as [..., b, C], zero elsewhere."""
-        shape = self.sequences.completion_mask.shape
-        flat = values.new_zeros(*values.shape[:-1], shape.numel())
-        return flat.index_copy(-1, scored.rows * shape[1] + scored.steps, values).unflatten(-1, shape)
+    def spread(self, values: Tensor) -> Tensor:
+        """[..., N] values of scored tokens as [..., b, C], zero elsewhere."""
+        mask = self.sequences.completion_mask
+        flat = values.new_zeros(*values.shape[:-1], mask.numel())
+        return flat.index_copy(-1, mask.flatten().nonzero()[:, 0], values).unflatten(-1, mask.shape)
 
 
 def plain(sequences: Sequences, distribution: Distribution, size: int, support: Tensor | None = None):

@@ -119,6 +119,7 @@ def build_actor(cfg: SwirlConfig, checkpoint: Path):
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
     from nemo_aligner.utils import train_script_utils as aligner
 
+    from ..rollout.pipeline import announcement_group
     from .actor import SwirlActor
 
     if not dist.is_initialized():
@@ -145,5 +146,6 @@ def build_actor(cfg: SwirlConfig, checkpoint: Path):
     placeholder = [0]
     aligner.init_using_ptl(trainer, actor, torch.utils.data.DataLoader(placeholder), placeholder)
     model_parallel_cuda_manual_seed(cfg.run.seed)
+    announcement_group()
     limit_waiting(cfg)
     return actor

@@ -11,19 +11,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..rollout.sampling import Distribution
+from ..stack.linear import product
+
+_LOWEST = -1e4  # a finite logit whose exponential is 0
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Which positions of a [B, T] batch predict which tokens under which distribution, N in all.
+    """Which tokens of a packing predict which under which distribution, N in all.
 
-    rows [N], columns [N]: where the predicting hidden state stands; targets [N]: the predicted token; steps [N]: its
-    index in the completion; support [N, V/8]: packed bits of what truncation kept there, None where it was off.
+    positions [N]: the predicting token's place in the packing; targets [N]: the predicted token; steps [N]: its index
+    in the completion; support [N, V/8]: packed bits of what truncation kept there, None where it was off.
     """
 
     distribution: Distribution
-    rows: Tensor
-    columns: Tensor
+    positions: Tensor
     targets: Tensor
     steps: Tensor
     support: Tensor | None
@@ -42,14 +44,17 @@ class _ChunkedLogProbs(torch.autograd.Function):
             peak = logits.max(-1).values
             dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
             local, owned = _local_targets(scored.targets[part], first_token, weight)
-            exponent = (logits - peak[:, None]).exp()
-            expected = (exponent * logits.nan_to_num(neginf=0)).sum(-1)
+            logits.sub_(peak[:, None])
             chosen = logits.gather(-1, local[:, None])[:, 0].masked_fill(~owned, 0)
+            exponent = logits.exp()
+            # A masked token has exponent 0, and must have 0 in the product too
+            expected = (exponent[:, None] @ logits.clamp_(min=_LOWEST)[..., None])[:, 0, 0]
             sums = torch.stack([exponent.sum(-1), expected, chosen])
             dist.all_reduce(sums, group=group)
-            normalizer[part] = sums[0].log() + peak
-            logprobs[part] = sums[2] - normalizer[part]
-            entropy[part] = normalizer[part] - sums[1] / sums[0]
+            log_sum = sums[0].log()
+            normalizer[part] = log_sum + peak
+            logprobs[part] = sums[2] - log_sum
+            entropy[part] = log_sum - sums[1] / sums[0]
         ctx.save_for_backward(hidden, weight, normalizer)
         ctx.scored, ctx.chunk, ctx.first_token = scored, chunk, first_token
         ctx.mark_non_differentiable(entropy)
@@ -69,7 +74,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
             grad_logits = logits.sub_(normalizer[part, None]).exp_().mul_(-upstream)
             grad_logits.scatter_add_(-1, local[:, None], upstream * owned[:, None])
             grad_logits = grad_logits.to(weight.dtype)
-            grad_hidden[part] = grad_logits @ weight
+            grad_hidden[part] = product(grad_logits, weight.t())
             grad_weight.addmm_(grad_logits.t(), hidden[part])
         return grad_hidden, grad_weight, None, None, None, None
 
@@ -77,7 +82,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
 def _logits(hidden: Tensor, weight: Tensor, scored: Scored, part: slice, first_token: int) -> Tensor:
     """[n, V/tp] float32 of the chunk `part`; tokens outside the role's mask have probability zero."""
     support = None if scored.support is None else scored.support[part]
-    return scored.distribution.log_weights(hidden[part] @ weight.t(), scored.steps[part], first_token, support)
+    return scored.distribution.log_weights(product(hidden[part], weight), scored.steps[part], first_token, support)
 
 
 def _local_targets(targets: Tensor, first_token: int, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -19,68 +18,59 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor
 
 from .logprobs import Scored, log_probs
+from .norms import Norm
+from .packing import Packing
 
 
-class OffsetRMSNorm(torch.nn.RMSNorm):
-    """Gemma's: the weight is an offset from one, applied in float32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.normalized_shape, 1 + self.weight.float(), self.eps).type_as(x)
-
-
-class Norm:
-    """An RMSNorm or LayerNorm of torch, tagged so that Megatron reduces its gradients over sequence shards."""
-
-    def __new__(cls, config, hidden_size, eps):
-        if config.normalization == "RMSNorm":
-            kind = OffsetRMSNorm if config.layernorm_zero_centered_gamma else torch.nn.RMSNorm
-        else:
-            kind = torch.nn.LayerNorm
-        norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
-        for parameter in norm.parameters():
-            parameter.sequence_parallel = config.sequence_parallel
-        return norm
+def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (Su et al. 2021) of [..., d], halves paired; the sign of the turn is in `sin`."""
+    return torch.addcmul(values * cos, values.roll(values.shape[-1] // 2, -1), sin)
 
 
 class CoreAttention(MegatronModule):
-    """softmax(q k^T / sqrt(d)) v by torch's fused kernel, grouped-query without repeating keys."""
+    """softmax(q k^T / sqrt(d)) v by torch's fused kernel, grouped-query without repeating keys.
+
+    Prefixes see themselves, and rows their prefix and themselves. The layout comes as Megatron's attention bias.
+    """
 
     def __init__(self, config, layer_number, attn_mask_type, attention_type, cp_comm_type=None, softmax_scale=None):
         super().__init__(config=config)
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
-    def forward(self, query, key, value, attention_mask, **_):
-        """query [s, B, heads, d], key and value [S, B, groups, d]; attention_mask [B or 1, 1, s, S], true where hidden.
-
-        None stands for the causal mask where s = S, and for no mask where one token is decoded. Returns [s, B,
-        heads*d].
-        """
-        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=None if attention_mask is None else ~attention_mask,
-            is_causal=attention_mask is None and query.size(2) > 1,
-            scale=self.scale,
-            enable_gqa=query.size(1) != key.size(1),
+    def forward(self, query, key, value, attention_mask, *, attention_bias: Packing, **_):
+        """query [N, 1, heads, d], key and value [N, 1, groups, d]. Returns [N, 1, heads*d]."""
+        packing = attention_bias
+        (query, own_query), (key, own_key), (value, own_value) = (
+            packing.grid(part.squeeze(1)) for part in (query, key, value)
         )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        prefixes = self._attend(query, key, value, is_causal=True)
+        if len(packing.prefix_of):
+            key, value = (part.index_select(0, packing.prefix_of) for part in (key, value))
+            keys, values = torch.cat([key, own_key], 1), torch.cat([value, own_value], 1)
+            own_query = self._attend(own_query, keys, values, attn_mask=packing.visible)
+        return packing.pack(prefixes, own_query).flatten(1)[:, None]
+
+    def _attend(self, query, key, value, **mask) -> Tensor:
+        """[rows, s, heads, d] of [rows, S, groups, d]."""
+        if not query.numel():
+            return query
+        shared = query.size(2) != key.size(2)
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        context = F.scaled_dot_product_attention(query, key, value, scale=self.scale, enable_gqa=shared, **mask)
+        return context.transpose(1, 2)
 
 
-class CachedSelfAttention(SelfAttention):
-    """Self-attention whose cache holds rotated keys, so that a decoded token costs one rotation and one copy."""
+class RotatedSelfAttention(SelfAttention):
+    """Self-attention whose tokens have positions of their own, and which leaves prompts' keys in a cache."""
 
     def _adjust_key_value_for_inference(self, inference_params, query, key, value, rotary_pos_emb, *_):
-        """Called by Megatron between projection and attention; `inference_params` is a rollout.cache.KvCache."""
-        if inference_params is None:
-            return query, key, value, rotary_pos_emb, self.attn_mask_type
-        start = inference_params.sequence_len_offset
-        rotation = rotary_pos_emb[0][start : start + len(query)]
-        query = apply_rotary_pos_emb(query, rotation, config=self.config)
-        key = apply_rotary_pos_emb(key, rotation, config=self.config)
-        key, value = (t.permute(2, 0, 1, 3) for t in inference_params.append(self.layer_number, key, value))
-        return query, key, value, None, AttnMaskType.no_mask
+        """Called by Megatron between projection and attention; `inference_params` is a rollout.cache.KvCache, and
+        `rotary_pos_emb` twice what `rotation` gave."""
+        cos, sin = rotary_pos_emb[0]
+        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if inference_params is not None:
+            inference_params.keep(self.layer_number, key.squeeze(1), value.squeeze(1))
+        return query, key, value, None, self.attn_mask_type
 
 
 def block_spec(config) -> TransformerBlockSubmodules:
@@ -90,7 +80,7 @@ def block_spec(config) -> TransformerBlockSubmodules:
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
             self_attention=ModuleSpec(
-                module=CachedSelfAttention,
+                module=RotatedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=tensor_parallel.ColumnParallelLinear,
@@ -124,17 +114,18 @@ class ScoringGPTModel(GPTModel):
 
     logit_chunk: int  # positions whose full-vocabulary logits exist at a time; set by the actor that builds the model
 
-    def forward(self, input_ids, position_ids, attention_mask=None, *, scored: Scored | None = None, cache=None):
-        """input_ids, position_ids [B, T]; attention_mask as in CoreAttention.
+    def forward(self, packing: Packing, *, scored: Scored | None = None, last: Tensor | None = None, cache=None):
+        """N packed tokens; hidden states of the stage before come by Megatron's set_input_tensor.
 
-        Before the last pipeline stage: hidden states [T, B, H] for the next stage. On the last: with `scored`,
-        log-probabilities and entropies [2, N] float32; without, logits of the last position [B, V/tp] float32.
+        Before the last pipeline stage: hidden states [N, 1, H] for the next stage. On the last: with `scored`,
+        log-probabilities and entropies [2, K] float32 of its K tokens; without, logits [P, V/tp] float32 of the
+        packed tokens `last` [P].
         """
-        hidden = self._hidden_states(input_ids, position_ids, attention_mask, cache)
+        hidden = self._hidden_states(packing, cache)
         if not self.post_process:
             return hidden
         if scored is None:
-            return (hidden[-1] @ self.head().t()).float()
+            return (hidden[last, 0] @ self.head().t()).float()
         if self.config.sequence_parallel:
             hidden = tensor_parallel.gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=True)
         else:
@@ -142,7 +133,7 @@ class ScoringGPTModel(GPTModel):
         weight = self.head()
         first_token = parallel_state.get_tensor_model_parallel_rank() * len(weight)
         group = parallel_state.get_tensor_model_parallel_group()
-        states = hidden[scored.columns, scored.rows]
+        states = hidden.squeeze(1).index_select(0, scored.positions)
         return torch.stack(log_probs(states, weight, scored, self.logit_chunk, first_token, group))
 
     def head(self) -> Tensor:
@@ -151,12 +142,20 @@ class ScoringGPTModel(GPTModel):
             self.output_layer.weight
         )  # fmt: skip
 
-    def _hidden_states(self, input_ids, position_ids, attention_mask, cache) -> Tensor:
-        embedded = self.embedding(input_ids=input_ids, position_ids=position_ids) if self.pre_process else None
-        length = self.rotary_pos_emb.get_rotary_seq_len(cache, self.decoder, embedded, self.config, None)
+    def rotation(self, positions: Tensor, longest: int) -> Tensor:
+        """Cosines and signed sines [2, N, 1, 1, d] for `rotate`; positions [N] under `longest`."""
+        angles = self.rotary_pos_emb(longest)[positions]
+        sign = torch.ones_like(angles[0])
+        sign[..., : sign.shape[-1] // 2] = -1
+        return torch.stack([angles.cos(), angles.sin() * sign]).to(self.config.params_dtype)
+
+    def _hidden_states(self, packing: Packing, cache) -> Tensor:
+        tokens, positions = packing.tokens[None], packing.positions[None]
+        embedded = self.embedding(input_ids=tokens, position_ids=positions) if self.pre_process else None
         return self.decoder(
             hidden_states=embedded,
-            attention_mask=attention_mask,
+            attention_mask=None,
+            attention_bias=packing,
             inference_params=cache,
-            rotary_pos_emb=self.rotary_pos_emb(length),
+            rotary_pos_emb=self.rotation(packing.positions, packing.longest),
         )

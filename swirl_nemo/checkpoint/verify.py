@@ -70,7 +70,7 @@ def megatron_logprobs(actor, rows: list[list[int]]) -> list[Tensor]:
 
     device = torch.cuda.current_device()
     distribution = unrestricted(actor.cfg.vocab_size, actor.padded_vocab_size, 0).to(device)
-    sequences = collate([row[:1] for row in rows], [row[1:] for row in rows], 0).to(device)
+    sequences = collate([row[:1] for row in rows], [row[1:] for row in rows]).to(device)
     logprobs, _ = actor.get_inference_log_probs(list(plain(sequences, distribution, 1))).cpu()
     return [values[: len(row) - 1] for values, row in zip(logprobs, rows, strict=True)]
 

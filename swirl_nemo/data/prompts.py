@@ -44,7 +44,6 @@ class Prompter:
         if not data.fact_separator:
             raise ValueError("data.fact_separator is empty: give what divides a state's text into facts")
         self.end: int = tokenizer.eos_token_id
-        self.pad: int = self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._tokenizer = tokenizer
         self._seed = seed
         self._separator = data.fact_separator

@@ -58,7 +58,6 @@ def greedy(session: Session, role: Role, rows: list[Transition]) -> list[str]:
         session.policy_distribution(role),
         group=1,
         max_length=getattr(session.cfg.data, role.name).max_length,
-        pad=session.prompter.pad,
         uniforms=None,
     )
     return [session.prompter.decode(completion) for completion in rollout.completions]

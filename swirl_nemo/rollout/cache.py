@@ -1,43 +1,43 @@
-"""Keys and values of decoded sequences."""
+"""Keys and values of decoded sequences: a prompt's once for its group, and each row's own."""
 
 from torch import Tensor
 
+from ..actor.packing import Packing
+
 
 class KvCache:
-    """Stands where Megatron passes its InferenceParams. Keys are kept rotated (actor.model.CachedSelfAttention).
+    """Stands where Megatron passes its InferenceParams. Keys are rotated, and scaled for the softmax.
 
-    Buffers [B, groups, capacity, head] are made once, at a layer's first tokens; a decoded token is copied into its
-    place, nothing is concatenated, and a row's keys lie together.
+    P prompts of up to L tokens, W rows a prompt, B = P*W. Prompts' keys and values are [P, groups, L, d]; rows' buffers
+    [B, groups, capacity, d] are made once, and a decoded token is copied into its place.
     """
 
-    def __init__(self, capacity: int):
-        self.max_sequence_length = capacity  # Megatron's name: it sizes the rotation table
-        self.sequence_len_offset = 0  # Megatron's name: positions filled so far
+    def __init__(self, packing: Packing, width: int, capacity: int, scale: float):
+        self.sequence_len_offset = 0  # Megatron's name: only said to be an inference's
         self.current_batch_size = 0  # written by Megatron
-        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.width = width
+        self.filled = 0  # own tokens of every row
+        self._packing, self._capacity, self._scale = packing, capacity, scale
+        self.prompts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """The prompts' [N, groups, d], as packed."""
+        keys, values = (self._packing.grid(part)[0].transpose(1, 2).contiguous() for part in (key, value))
+        self.prompts[layer] = (keys.mul_(self._scale), values)
+        rows, groups, _, head = keys.shape
+        shape = (rows * self.width, groups, self._capacity, head)
+        self._own[layer] = (key.new_empty(shape), value.new_empty(shape))
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [s, B, groups, head], as Megatron has them, behind what is there; returns all keys and values so far
-        [B, groups, S, head]. The offset stays."""
-        if layer not in self._buffers:
-            _, rows, groups, head = key.shape
-            shape = (rows, groups, self.max_sequence_length, head)
-            self._buffers[layer] = (key.new_empty(shape), value.new_empty(shape))
-        start, stop = self.sequence_len_offset, self.sequence_len_offset + len(key)
-        for buffer, new in zip(self._buffers[layer], (key, value), strict=True):
-            buffer[:, :, start:stop] = new.permute(1, 2, 0, 3)
-        return tuple(buffer[:, :, :stop] for buffer in self._buffers[layer])
+        """Put one token's [B, groups, d], keys scaled, behind the rows' own; returns all of those [B, groups, t, d]."""
+        keys, values = self._own[layer]
+        keys[:, :, self.filled], values[:, :, self.filled] = key, value
+        return keys[:, :, : self.filled + 1], values[:, :, : self.filled + 1]
 
-    def advance(self, positions: int) -> None:
-        self.sequence_len_offset += positions
-
-    def repeat(self, group: int) -> None:
-        """Each row G times, B -> B*G: a group's samples start from their prompt's one prefill."""
-        filled = self.sequence_len_offset
-        for layer, pair in self._buffers.items():
-            wide = []
-            for buffer in pair:
-                new = buffer.new_empty(len(buffer) * group, *buffer.shape[1:])
-                new.unflatten(0, (-1, group))[:, :, :, :filled] = buffer[:, None, :, :filled]
-                wide.append(new)
-            self._buffers[layer] = tuple(wide)
+    def select(self, prompts: Tensor, rows: Tensor) -> None:
+        """Keep those prompts, and those of the rows, as many of each prompt."""
+        self.width = len(rows) // len(prompts)
+        for layer in self.prompts:
+            self.prompts[layer] = tuple(part.index_select(0, prompts) for part in self.prompts[layer])
+            self._own[layer] = tuple(part.index_select(0, rows) for part in self._own[layer])

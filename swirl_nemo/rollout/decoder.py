@@ -1,7 +1,7 @@
 """One token of each row through this pipeline stage: Megatron's weights without what training needs around them.
 
 A decoded token is so little work that calls cost as much as products: through Megatron's modules a model of four layers
-takes 354 operator calls, here 258. Families differ in norms, biases and activation, and those are the model's own.
+takes 354 operator calls. Families differ in norms, biases and activation, and those are the model's own.
 """
 
 import torch
@@ -11,74 +11,116 @@ from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from ..stack.linear import packed_linear
 from .cache import KvCache
 
 
 class Decoder:
-    """Made once for a rollout, of at most `capacity` positions; reads the live weights."""
+    """Made once for a rollout of at most `capacity` positions; weights are those that are live when it is made."""
 
     def __init__(self, model, capacity: int):
         self.model = get_attr_wrapped_model(model, "decoder", return_model_obj=True)
         self.config = self.model.config
         self._group = parallel_state.get_tensor_model_parallel_group()
         self._split = parallel_state.get_tensor_model_parallel_world_size() > 1
-        angles = self.model.rotary_pos_emb(capacity)[:, 0, 0]  # [positions, d], each angle in both halves
-        half = angles.shape[-1] // 2
-        sign = torch.ones_like(angles[0])
-        sign[:half] = -1
-        dtype = self.config.params_dtype
-        self._cos, self._sin = angles.cos().to(dtype), (angles.sin() * sign).to(dtype)
-        self._half = half
+        attention = self.model.decoder.layers[0].self_attention
+        self.scale = attention.core_attention.scale
+        self._queries = attention.num_attention_heads_per_partition // attention.num_query_groups_per_partition
+        positions = torch.arange(capacity, device=torch.cuda.current_device())
+        # [2, positions, 1, queries and key, d]: a key is scaled where it is rotated
+        tables = self.model.rotation(positions, capacity).repeat(1, 1, 1, self._queries + 1, 1)
+        tables[..., -1, :] *= self.scale
+        self._cos, self._sin = tables
+        self._layers = [_Products(layer, self._split) for layer in self.model.decoder.layers]
+        self._head = packed_linear(self.model.head(), None) if self.model.post_process else None
 
-    def __call__(self, tokens: Tensor, received: Tensor | None, cache: KvCache, visible: Tensor | None) -> Tensor:
-        """tokens [B], received [1, B, H] from the stage before; visible [B, positions so far and this one], None where
-        all are. Returns hidden states [1, B, H] for the next stage, or logits [B, V/tp] float32 on the last."""
+    def __call__(
+        self, tokens: Tensor, positions: Tensor, received: Tensor | None, cache: KvCache, hidden_from: Tensor | None
+    ) -> Tensor:
+        """tokens, positions [B]; received [1, B, H] from the stage before; hidden_from bool [P, 1, 1, 1, L], the padding
+        of prompts, None where there is none. Returns hidden states [1, B, H] for the next stage, or on the last logits
+        [B, V/tp] float32."""
         model = self.model
         if model.pre_process:
-            positions = tokens.new_full((len(tokens), 1), cache.sequence_len_offset)
-            hidden = model.embedding(input_ids=tokens[:, None], position_ids=positions)[0]
+            hidden = model.embedding(input_ids=tokens[:, None], position_ids=positions[:, None])[0]
         else:
             hidden = received[0].to(self.config.params_dtype)
-        hidden_from = None if visible is None else ~visible[:, None, None]
-        for layer in model.decoder.layers:
-            hidden = hidden + self._attention(layer, hidden, cache, hidden_from)
-            hidden = hidden + self._mlp(layer, hidden)
+        cos, sin = self._cos[positions], self._sin[positions]
+        for layer, products in zip(model.decoder.layers, self._layers, strict=True):
+            hidden = self._attention(layer, products, hidden, cos, sin, cache, hidden_from)
+            hidden = self._mlp(layer, products, hidden)
         if not model.post_process:
             return hidden[None]
-        return (model.decoder.final_layernorm(hidden) @ model.head().t()).float()
+        return self._head(model.decoder.final_layernorm(hidden)).float()
 
-    def _attention(self, layer, hidden: Tensor, cache: KvCache, hidden_from: Tensor | None) -> Tensor:
-        """[B, H] to [B, H]. A group's queries see the same keys, which need no repeating."""
-        attention, rows = layer.self_attention, len(hidden)
-        projection, groups = attention.linear_qkv, attention.num_query_groups_per_partition
-        mixed = F.linear(layer.input_layernorm(hidden), projection.weight, projection.bias)
-        mixed = mixed.view(rows, groups, -1, attention.hidden_size_per_attention_head)  # queries, key, value
+    def _attention(self, layer, products, hidden: Tensor, cos, sin, cache: KvCache, hidden_from) -> Tensor:
+        """[B, H] with the attention of [B, H] added."""
+        attention, rows, queries = layer.self_attention, len(hidden), self._queries
+        mixed = products.qkv(layer.input_layernorm(hidden))
+        mixed = mixed.view(rows, attention.num_query_groups_per_partition, queries + 2, -1)  # queries, key, value
+        turned = mixed[:, :, :-1]
         if attention.q_layernorm is not None:
-            normed = attention.q_layernorm(mixed[:, :, :-2]), attention.k_layernorm(mixed[:, :, -2:-1])
-            mixed = torch.cat([*normed, mixed[:, :, -1:]], 2)
-        at, turned = cache.sequence_len_offset, mixed[:, :, :-1]
-        turned = torch.addcmul(turned * self._cos[at], turned.roll(self._half, -1), self._sin[at])
+            turned = torch.cat([attention.q_layernorm(mixed[:, :, :-2]), attention.k_layernorm(mixed[:, :, -2:-1])], 2)
+        turned = torch.addcmul(turned * cos, turned.roll(turned.shape[-1] // 2, -1), sin)
         # Under the number that the prefill used: the layer's own counts the stages before, its attention's does not
-        keys, values = cache.append(attention.layer_number, turned[None, :, :, -1], mixed[None, :, :, -1])
-        # Of one query a group's product is too thin for torch's fused kernel, which takes twice as long on CPUs
-        scores = (turned[:, :, :-1] * attention.core_attention.scale) @ keys.transpose(2, 3)
-        if hidden_from is not None:
-            scores = scores.masked_fill(hidden_from, -torch.inf)
-        context = scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
-        return self._whole(attention.linear_proj, context.view(rows, -1))
+        number = attention.layer_number
+        own = cache.append(number, turned[:, :, -1], mixed[:, :, -1])
+        context = _attend(turned[:, :, :-1], *cache.prompts[number], *own, cache.width, hidden_from)
+        return self._added(products.proj, attention.linear_proj.bias, context.view(rows, -1), hidden)
 
-    def _mlp(self, layer, hidden: Tensor) -> Tensor:
-        up, down = layer.mlp.linear_fc1, layer.mlp.linear_fc2
-        inner = F.linear(layer.pre_mlp_layernorm(hidden), up.weight, up.bias)
+    def _mlp(self, layer, products, hidden: Tensor) -> Tensor:
+        inner = products.fc1(layer.pre_mlp_layernorm(hidden))
         if self.config.gated_linear_unit:
             gate, inner = inner.chunk(2, -1)
-            return self._whole(down, self.config.activation_func(gate) * inner)
-        return self._whole(down, self.config.activation_func(inner))
+            inner = self.config.activation_func(gate).mul_(inner)
+        else:
+            inner = self.config.activation_func(inner)
+        return self._added(products.fc2, layer.mlp.linear_fc2.bias, inner, hidden)
 
-    def _whole(self, linear, part: Tensor) -> Tensor:
-        """A row-parallel layer: the sum of all tensor-parallel ranks' products, and the bias once."""
+    def _added(self, product, bias: Tensor | None, part: Tensor, residual: Tensor) -> Tensor:
+        """A row-parallel layer: the sum of all tensor-parallel ranks' products, the bias once, and the residual."""
         if not self._split:
-            return F.linear(part, linear.weight, linear.bias)
-        output = F.linear(part, linear.weight)
+            return product(part, residual)
+        output = product(part)
         dist.all_reduce(output, group=self._group)
-        return output if linear.bias is None else output + linear.bias
+        return residual + (output if bias is None else output + bias)
+
+
+def _attend(query: Tensor, shared_keys, shared_values, keys, values, width: int, hidden_from: Tensor | None) -> Tensor:
+    """softmax over prompt and own keys of query [B, groups, q, d]: B rows are `width` for each of P prompts.
+
+    shared_* [P, groups, L, d], *keys* scaled; keys, values [B, groups, t, d]. Returns [B, groups, q, d].
+    """
+    prompts, groups, columns, head = shared_keys.shape
+    queries = query.shape[2]
+    grouped = (prompts, width, groups, queries)
+
+    def by_prompt(part: Tensor) -> Tensor:
+        """[P, width, groups, q, n] as [P, groups, width*q, n]: one product for a prompt's rows."""
+        return part.transpose(1, 2).reshape(prompts, groups, width * queries, -1)
+
+    def by_row(part: Tensor) -> Tensor:
+        return part.view(prompts, groups, width, queries, -1).transpose(1, 2)
+
+    scores = by_row(by_prompt(query.view(*grouped, head)) @ shared_keys.transpose(2, 3))
+    if hidden_from is not None:
+        scores = scores.masked_fill(hidden_from, -torch.inf)
+    own = (query @ keys.transpose(2, 3)).view(*grouped, -1)
+    weights = torch.cat([scores, own], -1).softmax(-1, dtype=torch.float32).to(values.dtype)
+    context = weights[..., columns:].flatten(0, 1) @ values
+    context.view(*grouped, head).add_(by_row(by_prompt(weights[..., :columns]) @ shared_values))
+    return context
+
+
+class _Products:
+    """A layer's four matrix products."""
+
+    def __init__(self, layer, split: bool):
+        attention, mlp = layer.self_attention, layer.mlp
+        self.qkv = packed_linear(attention.linear_qkv.weight, attention.linear_qkv.bias)
+        self.fc1 = packed_linear(mlp.linear_fc1.weight, mlp.linear_fc1.bias)
+        # Of a sum over ranks the bias comes after
+        self.proj, self.fc2 = (
+            packed_linear(linear.weight, None if split else linear.bias)
+            for linear in (attention.linear_proj, mlp.linear_fc2)
+        )

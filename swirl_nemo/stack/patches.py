@@ -1,6 +1,6 @@
 """The table of patches that let the NeMo stack run on CPUs with gloo. One row a name, with its reason and version.
 
-Nothing here changes what is computed: each row replaces a device, a missing import or a signature. A row whose target
+Nothing here changes what is computed: each row replaces a device, a missing import, a signature or a slow kernel. A row whose target
 is gone is an error, because an unpatched name would fail later and elsewhere.
 """
 
@@ -17,6 +17,7 @@ import torch
 
 from . import cpu_torch
 from .adam import FusedAdam
+from .linear import linear
 
 NEMO, MCORE, ALIGNER = "nemo-toolkit 2.2.1", "megatron-core 0.11.0", "nemo-aligner 0.7.0"
 TORCH = "torch 2.13.0"
@@ -84,6 +85,17 @@ def _write_item(original):
     return write_item
 
 
+def _alone(original):
+    """Of a group of one, whose part is the whole: Megatron gives the same memory twice, and gloo would copy it."""
+
+    def collective(output, input, *args, group=None, **options):
+        if output.data_ptr() == input.data_ptr() and torch.distributed.get_world_size(group) == 1:
+            return None
+        return original(output, input, *args, group=group, **options)
+
+    return collective
+
+
 def _forked_queue(original):
     """The queue of the checkpoint writers, its manager forked: spawned, it would import the main module again (8 s)."""
     from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -144,6 +156,11 @@ TABLE = (
           _constant(cpu_torch.get_rng_state)),
     Patch("megatron.core.tensor_parallel.random:_set_cuda_rng_state", MCORE, "CUDA generator states",
           _constant(cpu_torch.set_rng_state)),
+    Patch("megatron.core.tensor_parallel.layers:linear_with_grad_accumulation_and_async_allreduce", MCORE,
+          "products by oneDNN instead of MKL", _constant(linear)),
+    *(Patch(f"megatron.core.distributed.param_and_grad_buffer:dist_{name}_func", MCORE,
+            "gloo copies all weights and gradients where there is one process", _alone)
+      for name in ("all_gather", "reduce_scatter")),
     _torch_in("megatron.core.optimizer.clip_grads"),
     _torch_in("megatron.core.optimizer.optimizer"),
     _torch_in("megatron.core.utils"),
