@@ -1,9 +1,15 @@
 """What the NeMo stack needs to run without a GPU. On a GPU none of this is imported but `prepare`."""
 
+import ctypes
 import os
+import platform
+import sys
 import warnings
 
 import torch
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_LARGE = 2**31 - 1
 
 
 def on_cpu() -> bool:
@@ -24,3 +30,13 @@ def prepare() -> None:
         from .patches import apply_all
 
         apply_all()
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for what is allocated next. It gives large blocks back at once, and every pass over
+    a large tensor would begin with page faults: 100,000 of them a step of SmolLM2-135M, a sixth of its time."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(option, _LARGE)
