@@ -48,6 +48,7 @@ def _annotate_batch(session: Session, transitions: list[Transition], uniforms: T
             group=1,
             max_length=session.cfg.data.idm.max_length,
             uniforms=None if session.cfg.annotate.greedy else uniforms.to(session.device),
+            batch=session.cfg.parallel.rollout_batch,
         )
     actions = [session.prompter.decode(completion) for completion in rollout.completions]
     labelled = [replace(t, z=action) for t, action in zip(transitions, actions, strict=True)]

@@ -92,7 +92,7 @@ def _check_model(key: str, folder: Path, cfg: SwirlConfig) -> None:
 
 def _check_parallel(cfg: SwirlConfig, world_size: int) -> None:
     parallel = cfg.parallel
-    _require_all("parallel", parallel, _POSITIVE, "tensor", "pipeline", "micro_batch", "score_batch")
+    _require_all("parallel", parallel, _POSITIVE, "tensor", "pipeline", "micro_batch", "score_batch", "rollout_batch")
     if world_size % (parallel.tensor * parallel.pipeline):
         raise ValueError(
             f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}: does not divide the world of "

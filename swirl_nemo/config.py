@@ -185,6 +185,7 @@ class ParallelConfig:
     sequence: bool = MISSING
     micro_batch: int = MISSING  # sequences a rank trains on at a time
     score_batch: int = MISSING  # sequences a rank scores at a time
+    rollout_batch: int = MISSING  # sequences a rank decodes at a time
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import grpo, guard, supervised
@@ -19,9 +20,9 @@ from .config import PhaseConfig, Weights
 from .data.batch import Sequences, collate
 from .data.transition import Transition
 from .guard import agree
-from .reward import counterpart_logprobs
+from .reward import counterpart_logprobs, counterpart_sequences, token_mean
 from .roles import Role
-from .rollout.engine import Rollout
+from .rollout.result import Rollout
 from .session import REFERENCE, Session
 from .watch import Watch
 
@@ -66,6 +67,7 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
         mine = list(session.share(step.transitions))
         with watch("rollout"):
             rollout = roll_out(session, role, phase, mine, step)
+            mine, rollout, parts = balanced(session, role, phase, mine, rollout)
         sequences = _sequences(session, role, mine, rollout, phase.group)
         with watch("score"):
             rewards, reference = score(session, role, phase, mine, rollout, sequences, watch)
@@ -73,7 +75,7 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
         if agree(not bool(reward.isfinite().all()), session.device):
             return _not_rewarded(session, phase, sequences, reward, mine, step)
         ranked = _advantages(phase, reward)
-        samples = Samples(sequences, rollout, reward, reference, ranked)
+        samples = Samples(sequences, rollout, reward, reference, ranked, parts)
         with watch("train"):
             trained = update(session, role, phase, samples, mine, step)
     watch.seconds["swap"] = session.sets.seconds - swapped
@@ -117,6 +119,7 @@ class Samples:
     reward: Tensor  # [b]
     reference: Tensor | None  # [b, C]
     ranked: grpo.Advantages
+    parts: list[list[int]]  # the groups of each optimizer step
 
 
 def roll_out(session: Session, role: Role, phase: PhaseConfig, mine: list[Transition], step: Step) -> Rollout:
@@ -133,7 +136,31 @@ def roll_out(session: Session, role: Role, phase: PhaseConfig, mine: list[Transi
         group=phase.group,
         max_length=data.max_length,
         uniforms=uniforms,
+        batch=session.cfg.parallel.rollout_batch,
     )
+
+
+def balanced(
+    session: Session, role: Role, phase: PhaseConfig, mine: list[Transition], rollout: Rollout
+) -> tuple[list[Transition], Rollout, list[list[int]]]:
+    """Groups dealt out anew, so that data-parallel ranks score and train on as many tokens; and which of them belong to
+    each optimizer step. The same parts of the batch in every layout: every n-th group, as for the replay.
+
+    Truncated sampling keeps groups where they are: the support of a whole batch is too much for one rank.
+    """
+    count, world = phase.optimizer_steps, dist.get_world_size(session.actor.data_group)
+    if world == 1 or rollout.support is not None:  # ranks' shares are multiples of n
+        return mine, rollout, [list(range(part, len(mine), count)) for part in range(count)]
+    groups = session.gather(list(zip(mine, rollout.by_group(phase.group), strict=True)))
+    sizes = [
+        len(session.prompter.prompt(role, transition)) + sum(map(len, group.completions))
+        for transition, group in groups
+    ]
+    dealt = [session.deal(range(part, len(groups), count), sizes) for part in range(count)]
+    kept = [groups[number] for part in dealt for number in part]
+    places = iter(range(len(kept)))
+    parts = [[next(places) for _ in part] for part in dealt]
+    return [t for t, _ in kept], Rollout.join([group for _, group in kept], session.device), parts
 
 
 def _sequences(session, role, mine, rollout, group) -> Sequences:
@@ -144,30 +171,27 @@ def _sequences(session, role, mine, rollout, group) -> Sequences:
 def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, sequences: Sequences, watch: Stopwatch):
     """Mean log-prob [b] of the targets under the frozen counterpart, and reference log-probs [b, C] unless beta is 0.
 
-    With shared weights the counterpart and the reference are the same set, worn once.
+    With shared weights the counterpart and the reference are the same set, worn once and run in one pass.
     """
     texts = [session.prompter.decode(completion) for completion in rollout.completions]
     repeated = [t for t in mine for _ in range(phase.group)]
-    batch = session.cfg.parallel.score_batch
-
-    def rewards() -> Tensor:
-        with watch("reward"):
-            return counterpart_logprobs(session, role, repeated, texts, phase.group)
-
-    def reference() -> Tensor | None:
-        if phase.kl_beta == 0:
-            return None
-        with watch("reference"):
-            scored = plain(sequences, session.policy_distribution(role), batch, rollout.support)
-            return session.actor.get_inference_log_probs(list(scored))[0]
+    size = session.cfg.parallel.score_batch
+    policy = plain(sequences, session.policy_distribution(role), size, rollout.support) if phase.kl_beta else ()
 
     if session.cfg.model.weights is Weights.shared:
+        targets = counterpart_sequences(session, role, repeated, texts, phase.group)
         with session.sets.wear(REFERENCE):
-            return rewards(), reference()
+            both = [*plain(targets, session.model_distribution, size), *policy]
+            logprobs = session.actor.get_inference_log_probs(both)[0]
+        rewards = token_mean(logprobs[: len(targets)], targets)
+        return rewards, logprobs[len(targets) :, : sequences.width] if phase.kl_beta else None
     with session.sets.wear(role.counterpart.name):
-        value = rewards()
-        with session.sets.wear(REFERENCE):
-            return value, reference()
+        with watch("reward"):
+            rewards = counterpart_logprobs(session, role, repeated, texts, phase.group)
+        if not phase.kl_beta:
+            return rewards, None
+        with session.sets.wear(REFERENCE), watch("reference"):
+            return rewards, session.actor.get_inference_log_probs(list(policy))[0]
 
 
 def _advantages(phase: PhaseConfig, reward: Tensor) -> grpo.Advantages:
@@ -185,9 +209,7 @@ def update(
     """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, replay and M-step rows."""
     reduced: list[dict[str, float]] = []
     for part in range(phase.optimizer_steps):
-        # Every n-th group, as for the replay: ranks' shares are multiples of n, so each layout makes the same parts.
-        groups = list(range(part, len(mine), phase.optimizer_steps))
-        batches = [] if samples is None else _policy_batches(session, role, phase, samples, groups)
+        batches = [] if samples is None else _policy_batches(session, role, phase, samples, samples.parts[part])
         for weight, rows in ((phase.replay, step.replay), (phase.mstep, step.annotated)):
             if weight:
                 pairs = [(role, t) for t in session.share(rows[part :: phase.optimizer_steps])]
@@ -204,10 +226,12 @@ def update(
 
 
 def _policy_batches(session, role: Role, phase: PhaseConfig, samples: Samples, groups: list[int]) -> list[MicroBatch]:
-    """Live groups' rows, lengths alike in a micro-batch. Collective: every data-parallel rank counts its rows."""
+    """Live groups' rows, lengths alike in a micro-batch and a group's rows together, as they share a prefix.
+    Collective: every data-parallel rank counts its rows."""
     sequences, rollout = samples.sequences, samples.rollout
-    rows = [g * phase.group + i for g in groups if samples.ranked.live[g] for i in range(phase.group)]
-    rows.sort(key=lambda row: int(sequences.lengths[row]))
+    lengths = sequences.lengths.view(-1, phase.group).tolist()
+    groups = sorted((g for g in groups if samples.ranked.live[g]), key=lambda g: max(lengths[g]))
+    rows = [g * phase.group + i for g in groups for i in sorted(range(phase.group), key=lengths[g].__getitem__)]
     counted = sequences.completion_mask[rows]
     total = session.add_up(grpo.loss_total(counted, phase.aggregation).float())
     distribution = session.policy_distribution(role)

@@ -1,5 +1,6 @@
 """What every verb that runs a model holds: settings, actor, weight sets, prompts, run folder, this rank's share."""
 
+import heapq
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -108,6 +109,18 @@ class Session:
         parts: list = [None] * dist.get_world_size(self.actor.data_group)
         dist.all_gather_object(parts, items, group=self.actor.data_group)
         return [item for part in parts for item in part]
+
+    def deal(self, numbers: Sequence[int], sizes: Sequence[int]) -> list[int]:
+        """This data-parallel rank's part of `numbers`, so that all ranks' sums of `sizes[number]` are about the same:
+        the largest first, each to the rank that has least (Graham 1969: at most 4/3 of the best)."""
+        loads = [(0, rank) for rank in range(dist.get_world_size(self.actor.data_group))]
+        mine = []
+        for number in sorted(numbers, key=lambda number: -sizes[number]):
+            load, rank = heapq.heappop(loads)
+            heapq.heappush(loads, (load + sizes[number], rank))
+            if rank == dist.get_rank(self.actor.data_group):
+                mine.append(number)
+        return sorted(mine)
 
     def add_up(self, values: Tensor, maximum: bool = False) -> Tensor:
         """Sum, or maximum, over data-parallel ranks, in place."""

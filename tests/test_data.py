@@ -10,9 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
-from swirl_nemo.data.batch import Sequences, check_length, collate
+from swirl_nemo.data.batch import check_length
 from swirl_nemo.data.order import Order
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.data.transitions import TransitionFile, split_of
@@ -198,65 +197,6 @@ def test_order_resumes_from_any_position_with_any_step():
         read += order.indices(len(read), min(draw.randrange(1, 12), 60 - len(read)))
     assert read == whole
     assert order.indices(0, 9) == whole[:9], "going back is possible too"
-
-
-def random_rows(draw: random.Random, least: int) -> tuple[list[list[int]], list[list[int]]]:
-    size = draw.randrange(1, 7)
-
-    def tokens(low: int, high: int) -> list[int]:
-        return [draw.randrange(5, 90) for _ in range(draw.randrange(low, high))]
-
-    return [tokens(1, 9) for _ in range(size)], [tokens(least, 6) for _ in range(size)]
-
-
-def check_against_rows(batch: Sequences, prompts: list[list[int]], completions: list[list[int]]) -> None:
-    """Every property of a batch, element by element, from the rows that went in."""
-    assert len(batch) == len(prompts)
-    mask, positions, targets = batch.completion_mask, batch.completion_positions, batch.targets
-    assert mask.shape == positions.shape == targets.shape == (len(prompts), batch.width)
-    assert mask.dtype == torch.bool and targets.dtype == positions.dtype == torch.long
-    for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        row = prompt + completion
-        assert batch.tokens[b].tolist() == row + [0] * (batch.tokens.shape[1] - len(row))
-        assert (batch.prompt_lengths[b], batch.lengths[b]) == (len(prompt), len(row))
-        for j in range(batch.width):
-            assert mask[b, j].item() == (j < len(completion))
-            if j < len(completion):
-                assert targets[b, j] == completion[j]
-                assert positions[b, j] == len(prompt) + j - 1
-            assert 0 <= positions[b, j] < batch.tokens.shape[1]
-
-
-def test_batches_agree_with_a_naive_loop():
-    draw = random.Random(0)
-    for least in [0, 1] * 50:
-        prompts, completions = random_rows(draw, least)
-        batch = collate(prompts, completions, pad=0)
-        check_against_rows(batch, prompts, completions)
-        assert batch.width == max(map(len, completions)), "no column is all padding"
-        assert batch.tokens.shape[1] == max(batch.lengths)
-
-
-def test_selected_rows_are_those_rows_collated_alone():
-    draw = random.Random(1)
-    for _ in range(30):
-        prompts, completions = random_rows(draw, 1)
-        batch = collate(prompts, completions, pad=0).to("cpu")
-        rows = draw.sample(range(len(prompts)), draw.randrange(1, len(prompts) + 1))
-        alone = collate([prompts[row] for row in rows], [completions[row] for row in rows], pad=0)
-        part = batch.select(torch.tensor(rows))
-        assert torch.equal(part.tokens, alone.tokens) and part.width == alone.width
-        check_against_rows(part, [prompts[row] for row in rows], [completions[row] for row in rows])
-
-
-def test_positions_pick_the_log_probs_that_predict_the_completion():
-    """A model that predicts token + 1 everywhere gives log-prob 0 on a counting completion, and only there."""
-    batch = collate([[5, 6], [9]], [[7, 8, 9], [10]], pad=0)
-    logits = torch.nn.functional.one_hot(batch.tokens + 1, 20) * 100.0
-    log_probs = logits.log_softmax(-1)
-    at = log_probs.gather(1, batch.completion_positions[..., None].expand(-1, -1, 20))
-    picked = at.gather(2, batch.targets[..., None])[..., 0]
-    assert picked[batch.completion_mask].abs().max() < 1e-6
 
 
 def test_a_prompt_that_leaves_too_little_room_is_refused_with_its_transition():

@@ -91,7 +91,7 @@ def test_prompts_and_targets_hold_what_the_template_says():
     def ids(text: str) -> list[int]:
         return [word[each] for each in text.split()]
 
-    assert (prompter.end, prompter.pad) == (word["<eos>"], word["<pad>"])
+    assert prompter.end == word["<eos>"]
     assert prompter.prompt(FWM, STEP) == ids("<bos> state door is open ; lamp is on action close door next")
     assert prompter.prompt(IDM, STEP) == ids("<bos> state door is open ; lamp is on next door is shut action")
     assert prompter.target(FWM, STEP) == ids("door is shut ; lamp is on <eos>")
@@ -183,11 +183,6 @@ def test_a_missing_action_is_named():
     for call in (lambda: prompter.prompt(FWM, unlabelled), lambda: prompter.target(IDM, unlabelled)):
         with pytest.raises(ValueError, match="transition e:0 has no action"):
             call()
-
-
-def test_pad_falls_back_to_the_end_token():
-    prompter = Prompter(byte_tokenizer(), PLAIN, 0)
-    assert prompter.pad == prompter.end
 
 
 GOOD_FWM, GOOD_IDM = "{x} {z}", "{x} {y}"

@@ -126,7 +126,7 @@ def problem(case: str):
         possible &= kept
     targets = torch.stack([row.nonzero()[:, 0][n % int(row.sum())] for n, row in enumerate(possible)])
     nowhere = torch.zeros(N, dtype=torch.long)
-    scored = Scored(rule, nowhere, nowhere, targets, steps, pack(kept) if case == "support" else None)
+    scored = Scored(rule, nowhere, targets, steps, pack(kept) if case == "support" else None)
     return hidden, weight, scored, possible
 
 

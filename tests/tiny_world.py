@@ -99,7 +99,7 @@ def every_sequence(session, role: Role):
     prompter, longest = session.prompter, getattr(session.cfg.data, role.name).max_length
     prompts = [prompter.prompt(role, t) for t in every_transition()]
     completions = [prompter.target(role, t)[:longest] for t in every_transition()]
-    return collate(prompts, completions, prompter.pad)
+    return collate(prompts, completions)
 
 
 def _policy(session, role: Role) -> Tensor:
@@ -116,7 +116,7 @@ def _reward(session, role: Role) -> Tensor:
     transitions, other = every_transition(), role.counterpart
     completions = [role.target(t) for t in transitions]
     lengths = torch.tensor([len(session.prompter.target(other, t)) for t in transitions])
-    return _table(counterpart_logprobs(session, role, transitions, completions) * lengths)
+    return _table(counterpart_logprobs(session, role, transitions, completions, group=1) * lengths)
 
 
 def _table(values: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from nemo_aligner.utils.train_utils import prepare_for_training_step, set_eval, 
 from torch import Tensor
 
 from ..guard import agree
-from ..rollout.engine import Rollout, generate
+from ..rollout.engine import generate
 from ..rollout.pipeline import from_last_stage
+from ..rollout.result import Rollout
 from ..rollout.sampling import Distribution
 from .batch import MicroBatch, pad_columns
 from .model import ScoringGPTModel, block_spec

@@ -83,11 +83,12 @@ def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple) -> tu
     real = torch.cat([(columns < prefix_lengths[:, None]).flatten(), (own_columns < own_lengths[:, None]).flatten()])
     positions = torch.cat([columns.expand(prefixes.shape).flatten(), (begins + own_columns).flatten()])
     slots = (real.cumsum(0) - 1).clamp(min=0)
-    places = F.pad(real.nonzero()[:, 0], (0, -int(real.sum()) % multiple))
+    places = real.nonzero()[:, 0]
+    full = len(places) == len(real) and len(places) % multiple == 0
+    places = F.pad(places, (0, -len(places) % multiple))
     seen = torch.ones(len(own_columns), len(own_columns), dtype=torch.bool, device=device).tril()
     shape = (len(own), len(own_columns))
     visible = torch.cat([(columns < begins)[:, None].expand(*shape, -1), seen.expand(len(own), -1, -1)], 2)
-    full = len(places) == len(real)
     packing = Packing(
         tokens=torch.cat([prefixes.flatten(), own.flatten()])[places],
         positions=positions[places],

@@ -59,6 +59,7 @@ def greedy(session: Session, role: Role, rows: list[Transition]) -> list[str]:
         group=1,
         max_length=getattr(session.cfg.data, role.name).max_length,
         uniforms=None,
+        batch=session.cfg.parallel.rollout_batch,
     )
     return [session.prompter.decode(completion) for completion in rollout.completions]
 

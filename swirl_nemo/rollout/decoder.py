@@ -6,7 +6,6 @@ takes 354 operator calls. Families differ in norms, biases and activation, and t
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
@@ -37,9 +36,9 @@ class Decoder:
     def __call__(
         self, tokens: Tensor, positions: Tensor, received: Tensor | None, cache: KvCache, hidden_from: Tensor | None
     ) -> Tensor:
-        """tokens, positions [B]; received [1, B, H] from the stage before; hidden_from bool [P, 1, 1, 1, L], the padding
-        of prompts, None where there is none. Returns hidden states [1, B, H] for the next stage, or on the last logits
-        [B, V/tp] float32."""
+        """tokens, positions [B]; received [1, B, H] from the stage before; hidden_from bool [P, 1, 1, 1, L], where
+        prompts are padding, None where none is. Returns hidden states [1, B, H] for the next stage, or on the last
+        logits [B, V/tp] float32."""
         model = self.model
         if model.pre_process:
             hidden = model.embedding(input_ids=tokens[:, None], position_ids=positions[:, None])[0]

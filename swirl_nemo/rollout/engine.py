@@ -4,28 +4,16 @@ Prompts are divided into as many waves as there are pipeline stages: while one w
 others. B = P*G sequences, T completion columns, V padded vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
 from .decoder import Decoder
+from .result import Rollout
 from .sampling import Distribution
 from .wave import Wave
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """completions: B token lists, each ending with the end token unless it was cut at the maximum length.
-
-    logprobs [B, T]: behaviour log-probs, zero where a row has ended. support: packed bits [B, T, V/8] of what
-    truncation kept, None where truncation is off. Rows are grouped: row p*G + g is sample g of prompt p.
-    """
-
-    completions: list[list[int]]
-    logprobs: Tensor
-    support: Tensor | None
 
 
 @torch.no_grad()
@@ -37,13 +25,35 @@ def generate(
     group: int,
     max_length: int,
     uniforms: Tensor | None,
+    batch: int,
 ) -> Rollout:
     """G completions of each prompt; uniforms [B, max_length] in [0, 1), or None for the likeliest tokens.
 
-    Each prompt is prefilled once, and its keys and values are its group's. Rows that have ended leave the batch. All
-    ranks of a model-parallel group return the same.
+    Each prompt is prefilled once, and its keys and values are its group's. Rows that have ended leave the batch. At most
+    `batch` rows are decoded at a time: memory is bounded by them. All ranks of a model-parallel group return the same.
     """
     decoder = Decoder(model, max(map(len, prompts)) + max_length)
+    parts, start = [], 0
+    for first, last, width in _pieces(len(prompts), group, batch):
+        rows = slice(start, start + (last - first) * width)
+        numbers = None if uniforms is None else uniforms[rows]
+        parts.append(_generate(model, decoder, prompts[first:last], distribution, width, max_length, numbers))
+        start = rows.stop
+    return Rollout.join(parts, torch.cuda.current_device())
+
+
+def _pieces(prompts: int, group: int, batch: int) -> Iterator[tuple[int, int, int]]:
+    """First and last prompt and rows a prompt of what is decoded together: whole groups where they fit."""
+    if group <= batch:
+        for first in range(0, prompts, batch // group):
+            yield first, min(first + batch // group, prompts), group
+        return
+    for prompt in range(prompts):
+        for start in range(0, group, batch):
+            yield prompt, prompt + 1, min(batch, group - start)
+
+
+def _generate(model, decoder, prompts, distribution, group, max_length, uniforms) -> Rollout:
     stages = min(parallel_state.get_pipeline_model_parallel_world_size(), len(prompts))
     waves = []
     for part in torch.arange(len(prompts)).tensor_split(stages):
@@ -53,17 +63,4 @@ def generate(
     for _ in range(max_length):
         for wave in waves:
             wave.advance()
-    return _collect(waves, distribution.end)
-
-
-def _collect(waves: list[Wave], end: int) -> Rollout:
-    """Columns after the longest completion are cut off."""
-    tokens = torch.cat([wave.tokens for wave in waves])
-    ends = tokens == end
-    lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, tokens.shape[1])
-    completions = [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
-    width = int(lengths.max())
-    support = None
-    if waves[0].support is not None:
-        support = torch.cat([wave.support[:, :width] for wave in waves])
-    return Rollout(completions, torch.cat([wave.logprobs[:, :width] for wave in waves]), support)
+    return Rollout.join([wave.result() for wave in waves], torch.cuda.current_device())

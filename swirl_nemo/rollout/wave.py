@@ -15,13 +15,14 @@ from ..data.batch import padded
 from .cache import KvCache
 from .decoder import Decoder
 from .pipeline import announcement_group
+from .result import Rollout
 from .sampling import Distribution, pack, sample
 
 _WORTH = 0.75  # rows that have ended leave when no more than this part of the batch is left: moving the rest costs too
 
 
 class Wave:
-    """tokens [B, T], `end` behind each row's own; logprobs [B, T]; support [B, T, V/8], None without truncation."""
+    """Made, its prompts are prefilled; each `advance` adds a token to its rows until all have ended."""
 
     def __init__(
         self,
@@ -38,9 +39,7 @@ class Wave:
         self.tokens = torch.full((rows, max_length), distribution.end, device=device)
         self.logprobs = torch.zeros(rows, max_length, device=device)
         bits = (rows, max_length, len(distribution.allowed) // 8)
-        self.support = (
-            torch.zeros(bits, dtype=torch.uint8, device=device) if distribution.truncates else None
-        )
+        self.support = torch.zeros(bits, dtype=torch.uint8, device=device) if distribution.truncates else None
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
         self._rows = torch.arange(rows, device=device)  # of those in the batch
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
@@ -70,13 +69,20 @@ class Wave:
             self._drop_ended(left)
             self._chosen = self._decode(self.tokens[self._rows, self._step - 1])
 
+    def result(self) -> Rollout:
+        """The wave's rows, columns as many as the longest has."""
+        ends = self.tokens == self._distribution.end
+        lengths = torch.where(ends.any(1), ends.int().argmax(1) + 1, self.tokens.shape[1]).tolist()
+        completions = [row[:length] for row, length in zip(self.tokens.tolist(), lengths, strict=True)]
+        return Rollout(completions, self.logprobs, self.support)
+
     def _drop_ended(self, left: list[int]) -> None:
         """Prompts without a row left leave, and as many rows of each as all of them can spare."""
         prompts = [number for number, count in enumerate(left) if count]
         width = max(left)
         if len(prompts) * width > _WORTH * len(self._rows):
             return
-        order = self._ended.view(len(left), -1).int().argsort(1, stable=True)  # rows that go on come first
+        order = self._ended.view(len(left), -1).int().argsort(dim=1, stable=True)  # rows that go on come first
         order = order + torch.arange(len(left), device=order.device)[:, None] * self._cache.width
         kept = torch.tensor(prompts, device=order.device)
         rows = order[kept, :width].flatten()

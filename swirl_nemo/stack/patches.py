@@ -1,7 +1,7 @@
 """The table of patches that let the NeMo stack run on CPUs with gloo. One row a name, with its reason and version.
 
-Nothing here changes what is computed: each row replaces a device, a missing import, a signature or a slow kernel. A row whose target
-is gone is an error, because an unpatched name would fail later and elsewhere.
+Nothing here changes what is computed: each row replaces a device, a missing import, a signature or a slow kernel. A row
+whose target is gone is an error, because an unpatched name would fail later and elsewhere.
 """
 
 import importlib

@@ -138,9 +138,9 @@ def _visit(work: Path, name: str, layout: str) -> None:
     save_weights(actor, work / name, work / f"{name} {layout}")
     logprobs = megatron_logprobs(actor, rows())
     distribution = unrestricted(VOCAB, actor.padded_vocab_size, VOCAB - 1)
-    options = {"group": 1, "max_length": GENERATED, "pad": 0, "uniforms": None}
+    options = {"group": 1, "max_length": GENERATED, "uniforms": None, "batch": 1000}
     rollout = actor.infer(rows(), distribution, **options)
-    batch = collate([row[:1] for row in rows()], [row[1:] for row in rows()], 0)
+    batch = collate([row[:1] for row in rows()], [row[1:] for row in rows()])
     loss = MicroBatch(batch, distribution, loss=lambda values, entropies: (-values.sum(), {}))
     norm, _, _ = actor.optimizer_step([loss], lr=0.0, clip_grad=1.0)
     if dist.get_rank() == 0:

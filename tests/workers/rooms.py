@@ -140,7 +140,7 @@ def group_stds(session, phase: PhaseConfig, step: Step) -> list[float]:
     rollout = phase_room.roll_out(session, FWM, phase, mine, step)
     texts = [session.prompter.decode(completion) for completion in rollout.completions]
     with session.sets.wear(IDM.name):
-        values = counterpart_logprobs(session, FWM, [t for t in mine for _ in range(phase.group)], texts)
+        values = counterpart_logprobs(session, FWM, [t for t in mine for _ in range(phase.group)], texts, phase.group)
     return values.view(-1, phase.group).std(1).tolist()
 
 
@@ -170,7 +170,7 @@ def prompts_and_numbers(session, group: int) -> tuple[list[list[int]], torch.Ten
 
 def rollout(session, case: str) -> list[dict]:
     """A row a sample: tokens, behaviour log-probs, log-probs of the same tokens teacher-forced, kept support."""
-    distribution, pad = policy(session, case), session.prompter.pad
+    distribution = policy(session, case)
     group = 1 if case == "greedy" else 2
     prompts, drawn = prompts_and_numbers(session, group)
     result = session.actor.infer(
@@ -178,11 +178,11 @@ def rollout(session, case: str) -> list[dict]:
         distribution,
         group=group,
         max_length=MAX_LENGTH,
-        pad=pad,
         uniforms=None if case == "greedy" else drawn,
+        batch=1000,
     )
     repeated = [prompt for prompt in prompts for _ in range(group)]
-    sequences = collate(repeated, result.completions, pad)
+    sequences = collate(repeated, result.completions, group)
     forced = session.actor.get_inference_log_probs(list(plain(sequences, distribution, 5, result.support)))[0]
     rows = [
         {
@@ -204,7 +204,7 @@ def each_alone(session) -> list[list[int]]:
     completions = []
     for i, prompt in enumerate(prompts):
         numbers = drawn[2 * i : 2 * i + 2]
-        options = {"group": 2, "max_length": MAX_LENGTH, "pad": session.prompter.pad, "uniforms": numbers}
+        options = {"group": 2, "max_length": MAX_LENGTH, "uniforms": numbers, "batch": 1}
         completions += session.actor.infer([prompt], distribution, **options).completions
     return session.gather(completions)
 
@@ -224,7 +224,7 @@ def rewards(session) -> dict[str, list[float]]:
         rows = session.share(labelled(session)[:6])
         texts = session.share(labelled_completions(labelled(session)[:6], role))
         with session.sets.wear(session.set_of(role.counterpart)):
-            values[role.name] = session.gather(counterpart_logprobs(session, role, rows, texts).tolist())
+            values[role.name] = session.gather(counterpart_logprobs(session, role, rows, texts, group=1).tolist())
     return values
 
 

@@ -1,0 +1,103 @@
+"""Groups of rows, their packing without padding, and attention over it, against naive loops. Pure torch."""
+
+import random
+
+import pytest
+import torch
+
+from swirl_nemo.actor.packing import pack, pack_prefixes
+from swirl_nemo.data.batch import Sequences, collate, padded
+
+Rows = tuple[list[list[int]], list[list[int]]]
+
+
+def random_rows(draw: random.Random, groups: int, group: int, least: int) -> Rows:
+    """Prompts of each group begin alike, by chance with nothing; completions have `least` tokens or more."""
+
+    def tokens(low: int, high: int) -> list[int]:
+        return [draw.randrange(5, 90) for _ in range(draw.randrange(low, high))]
+
+    prompts, completions = [], []
+    for _ in range(groups):
+        shared = tokens(0, 6)
+        alike = draw.random() < 0.5 and shared
+        for _ in range(group):
+            prompts.append(shared if alike else shared + tokens(1, 5))
+            completions.append(tokens(least, 6))
+    return prompts, completions
+
+
+def check_against_rows(batch: Sequences, prompts: list[list[int]], completions: list[list[int]]) -> None:
+    """Every property of a batch, element by element, from the rows that went in."""
+    mask, targets = batch.completion_mask, batch.targets
+    assert len(batch) == len(prompts) and mask.shape == targets.shape == (len(prompts), batch.width)
+    for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        p = batch.prefix_of[b]
+        prefix = batch.prefixes[p, : batch.prefix_lengths[p]].tolist()
+        assert prefix + batch.own[b, : batch.own_lengths[b]].tolist() == prompt + completion
+        assert batch.lengths[b] == len(prompt) + len(completion)
+        assert not batch.own[b, batch.own_lengths[b] :].any()
+        assert mask[b].tolist() == [j < len(completion) for j in range(batch.width)]
+        assert targets[b, : len(completion)].tolist() == completion
+
+
+def check_packing(batch: Sequences, prompts, completions, multiple: int) -> None:
+    """Each predicting token is the right one at the right position, and sees its row's tokens so far and no others."""
+    packing, predictors = pack(batch, multiple)
+    prefix_tokens, own_tokens = packing.grid(packing.tokens)
+    prefix_positions, own_positions = packing.grid(packing.positions)
+    true = int(batch.prefix_lengths.sum() + (batch.own_lengths - 1).clamp(min=0).sum())
+    assert len(packing.tokens) == -(-true // multiple) * multiple
+    assert torch.equal(packing.pack(prefix_tokens, own_tokens)[:true], packing.tokens[:true])
+    for b, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        row, p = prompt + completion, int(batch.prefix_of[b])
+        for j in range(len(completion)):
+            assert packing.tokens[predictors[b, j]] == row[len(prompt) + j - 1]
+            assert packing.positions[predictors[b, j]] == len(prompt) + j - 1
+        tokens = torch.cat([prefix_tokens[p], own_tokens[b]]).tolist()
+        positions = torch.cat([prefix_positions[p], own_positions[b]]).tolist()
+        for i in range(int(batch.own_lengths[b]) - 1):
+            seen = packing.visible[b, 0, i].nonzero()[:, 0].tolist()
+            at = int(batch.prefix_lengths[p]) + i
+            assert [tokens[k] for k in seen] == row[: at + 1]
+            assert [positions[k] for k in seen] == list(range(at + 1))
+
+
+@pytest.mark.parametrize("group", [1, 2, 5])
+def test_batches_and_packings_agree_with_a_naive_loop(group):
+    draw = random.Random(group)
+    for trial in range(60):
+        prompts, completions = random_rows(draw, draw.randrange(1, 4), group, trial % 2)
+        batch = collate(prompts, completions, group)
+        check_against_rows(batch, prompts, completions)
+        check_packing(batch, prompts, completions, multiple=1 + trial % 3)
+        assert batch.width == max(map(len, completions)), "no column is all padding"
+
+
+def test_what_a_group_begins_with_is_kept_once():
+    batch = collate([[1, 2, 3], [1, 2, 4], [1, 2], [7], [7], [7]], [[5]] * 6, group=3)
+    assert batch.prefixes.tolist() == [[1, 2], [7, 0]] and batch.prefix_lengths.tolist() == [2, 1]
+    assert batch.own[:3].tolist() == [[3, 5], [4, 5], [5, 0]]
+    packing, _ = pack(batch, 1)
+    assert packing.tokens.tolist() == [1, 2, 7, 3, 4]
+
+
+def test_selected_rows_keep_what_they_were():
+    draw = random.Random(1)
+    for _ in range(40):
+        prompts, completions = random_rows(draw, 3, 4, 1)
+        batch = collate(prompts, completions, 4).to("cpu")
+        rows = draw.sample(range(len(prompts)), draw.randrange(1, len(prompts) + 1))
+        part = batch.select(torch.tensor(rows))
+        chosen = [prompts[row] for row in rows], [completions[row] for row in rows]
+        check_against_rows(part, *chosen)
+        check_packing(part, *chosen, multiple=1)
+        assert part.width == max(map(len, chosen[1])) and len(part.prefixes) == len({row // 4 for row in rows})
+        assert part.own.shape[1] == max(part.own_lengths) and part.prefixes.shape[1] == max(part.prefix_lengths)
+
+
+def test_without_padding_nothing_is_moved():
+    packing, _ = pack(collate([[1, 2], [1, 2]], [[3, 4], [5, 6]], 2), 1)
+    assert packing.slots is None and packing.places is None
+    prompts = pack_prefixes(padded([[1, 2], [3]]), torch.tensor([2, 1]))
+    assert prompts.tokens.tolist() == [1, 2, 3] and prompts.slots is not None
