@@ -64,6 +64,8 @@ def test_the_limit_is_that_of_the_least_work(cfg):
         ("steps", 0, "steps=0: "),
         ("action_len", 31, "action_len=31: "),
         ("kl_beta", -1, "kl_"),
+        ("pipeline", 2, "processes=1: "),
+        ("processes", 3, "prompts=4: "),
     ],
 )
 def test_sizes_that_are_no_work_are_refused(cfg, key, value, message):

@@ -16,10 +16,14 @@ class BenchConfig:
     instruction_len: int = MISSING  # tokens after the predicted state in the counterpart's prompt
     completion_len: int = MISSING  # of every completion: none ends early
     steps: int = MISSING  # measured, after one that is not
-    threads: int = MISSING
+    processes: int = MISSING
+    tensor: int = MISSING  # of them, tensor-parallel
+    pipeline: int = MISSING  # and pipeline-parallel; what is left is data-parallel
+    threads: int = MISSING  # of all processes together
     kl_beta: float = MISSING
     micro_batch: int = MISSING  # sequences trained on at a time
     score_batch: int = MISSING  # sequences scored at a time
+    rollout_batch: int = MISSING  # sequences decoded at a time
     logit_chunk: int = MISSING  # positions whose full-vocabulary logits exist at a time
 
 
@@ -33,6 +37,10 @@ def check(cfg: BenchConfig) -> None:
             raise ValueError(f"{key}={value}: must be at least 1: give another value")
     if cfg.group < 2:
         raise ValueError(f"group={cfg.group}: a group of one has no advantage: give at least 2")
+    if cfg.processes % (cfg.tensor * cfg.pipeline):
+        raise ValueError(f"processes={cfg.processes}: must be a multiple of tensor x pipeline: give one")
+    if cfg.prompts % (cfg.processes // (cfg.tensor * cfg.pipeline)):
+        raise ValueError(f"prompts={cfg.prompts}: must be a multiple of the data-parallel processes: give one")
     if cfg.kl_beta < 0:
         raise ValueError(f"kl_beta={cfg.kl_beta}: must not be negative: give 0 to leave the reference out")
     if cfg.action_len + 2 > cfg.prompt_len:

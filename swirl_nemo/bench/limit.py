@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..stack import linear
 from .config import BenchConfig
 
 _BYTES = 4  # float32
@@ -31,11 +32,12 @@ class Sizes:
     attention: int
 
 
-def measure_machine() -> Machine:
-    """The best of several: what else runs on a shared machine only slows it."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 4096)
+def measure_machine(threads: int) -> Machine:
+    """The best of several, by MKL and by oneDNN: what else runs on a shared machine only slows it."""
+    torch.set_num_threads(threads)
+    a, b = torch.randn(1024, 1024), torch.randn(4096, 1024)
     source, target = torch.empty(32 << 20), torch.empty(32 << 20)
-    product = _fastest(lambda: torch.mm(a, b))
+    product = min(_fastest(lambda: torch.mm(a, b.t())), _fastest(lambda: linear.product(a, b)))
     copy = _fastest(lambda: target.copy_(source))
     return Machine(2 * 1024 * 1024 * 4096 / product, 2 * _BYTES * source.numel() / copy)
 
@@ -50,13 +52,16 @@ def _fastest(work, repeats: int = 12) -> float:
 
 
 def sizes(actor) -> Sizes:
-    """Of an actor on one process."""
-    cfg, parameters = actor.cfg, [p for stage in actor.model for p in stage.parameters()]
-    every = sum(p.numel() for p in parameters)
-    head = actor.padded_vocab_size * cfg.hidden_size
-    embeddings = head if cfg.share_embeddings_and_output_weights else 2 * head
-    body = sum(p.numel() for p in parameters if p.dim() == 2) - embeddings
-    return Sizes(body, head, every, cfg.num_layers * cfg.num_attention_heads * cfg.kv_channels)
+    """Of the whole model, whatever part of it this process has; biases are left out."""
+    config = actor.transformer_config
+    queries = config.num_attention_heads * config.kv_channels
+    keys = config.num_query_groups * config.kv_channels
+    projections = config.hidden_size * (2 * queries + 2 * keys)
+    mlp = config.hidden_size * config.ffn_hidden_size * (3 if config.gated_linear_unit else 2)
+    body, head = config.num_layers * (projections + mlp), actor.padded_vocab_size * config.hidden_size
+    norms = (2 * config.num_layers + 1) * config.hidden_size
+    embeddings = head if actor.cfg.share_embeddings_and_output_weights else 2 * head
+    return Sizes(body, head, body + embeddings + norms, config.num_layers * queries)
 
 
 def least_seconds(cfg: BenchConfig, size: Sizes, machine: Machine) -> dict[str, float]:

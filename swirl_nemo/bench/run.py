@@ -12,13 +12,15 @@ from transformers import AutoTokenizer
 
 from . import limit, work
 from .config import BenchConfig, check
+from .crew import crew
 
 PEER = Path(__file__).with_name("trl_peer.py")
 
 
 def bench(cfg: BenchConfig, trl_python: Path | None, out: Path | None) -> dict:
-    """Medians over cfg.steps steps: {"seconds", "tokens_per_s", "limit_seconds", "limit_ratio", "peak_memory_gb",
-    "machine"}, and with `trl_python` {"trl"}: its seconds and the medians of the ratios TRL / ours, pair by pair.
+    """Medians over cfg.steps steps: {"seconds", "tokens_per_s", "limit_seconds", "limit_ratio", "swap_share",
+    "peak_memory_gb", "machine"}, and with `trl_python` {"trl"}: its seconds and the medians of the ratios TRL / ours,
+    pair by pair.
 
     Printed as a table, and written to `out` as JSON. Raises ValueError for sizes that are no work, a missing model, and
     where TRL does not start.
@@ -30,9 +32,11 @@ def bench(cfg: BenchConfig, trl_python: Path | None, out: Path | None) -> dict:
         tokenizer = AutoTokenizer.from_pretrained(fwm, local_files_only=True, trust_remote_code=False)
         rows, instruction = work.make_rows(cfg, tokenizer, cfg.prompts * (cfg.steps + 1))
         peer = Peer(cfg, trl_python, place, fwm, idm, rows, instruction) if trl_python else None
-        session = work.open_session(cfg, place, fwm, idm, instruction)
-        ours = work.steps(session, cfg, rows)
-        pairs = [(metrics, peer.step() if peer else None) for metrics in ours][1:]  # the first step warms up
+        work.import_models(place, fwm, idm)
+        with crew(cfg, place, rows, instruction):
+            session = work.open_session(cfg, place, instruction)
+            ours = work.steps(session, cfg, rows)
+            pairs = [(metrics, peer.step() if peer else None) for metrics in ours][1:]  # the first step warms up
         result = _summary(cfg, session.actor, pairs)
         if peer:
             peer.close()
@@ -78,7 +82,7 @@ class Peer:
 
 def _summary(cfg: BenchConfig, actor, pairs: list[tuple[dict, dict | None]]) -> dict:
     ours = [{part: metrics.get(f"seconds/{name}", 0.0) for part, name in work.PARTS.items()} for metrics, _ in pairs]
-    machine, rows = limit.measure_machine(), cfg.prompts * cfg.group
+    machine, rows = limit.measure_machine(cfg.threads), cfg.prompts * cfg.group
     least = limit.least_seconds(cfg, limit.sizes(actor), machine)
     seconds = _medians(ours)
     result = {
@@ -90,6 +94,7 @@ def _summary(cfg: BenchConfig, actor, pairs: list[tuple[dict, dict | None]]) -> 
         },
         "limit_seconds": least,
         "limit_ratio": {part: seconds[part] / value for part, value in least.items() if value},
+        "swap_share": statistics.median(metrics["seconds/swap"] / metrics["seconds/step"] for metrics, _ in pairs),
         "peak_memory_gb": max(metrics["memory/peak_gb"] for metrics, _ in pairs),
         "machine": {"gflops": machine.flops / 1e9, "copy_gb_per_s": machine.bandwidth / 1e9},
     }
@@ -122,6 +127,6 @@ def _print(result: dict) -> None:
     speed, machine = result["tokens_per_s"], result["machine"]
     console.print(
         f"{speed['generate']:.0f} tokens/s generated, {speed['step']:.0f} in all · "
-        f"peak {result['peak_memory_gb']:.2f} GB · "
+        f"weights swapped in {100 * result['swap_share']:.1f}% of the step · peak {result['peak_memory_gb']:.2f} GB · "
         f"machine: {machine['gflops']:.0f} GFLOP/s, copies {machine['copy_gb_per_s']:.1f} GB/s"
     )

@@ -73,19 +73,24 @@ def settings(cfg: BenchConfig, work: Path, instruction: str) -> list[str]:
         **{f"data.{key}": value for key, value in data.items()},
         **{"model.fwm": work / "fwm", "model.idm": work / "idm", "model.max_length": longest},
         **{"model.logit_chunk": cfg.logit_chunk, "parallel.micro_batch": cfg.micro_batch},
-        **{"parallel.score_batch": cfg.score_batch, "run.root": work / "runs", "run.tensorboard": "false"},
+        **{"parallel.score_batch": cfg.score_batch, "parallel.rollout_batch": cfg.rollout_batch},
+        **{"parallel.tensor": cfg.tensor, "parallel.pipeline": cfg.pipeline},
+        **{"run.root": work / "runs", "run.tensorboard": "false"},
     }
     return [f"{key}={value}" for key, value in keys.items()]
 
 
-def open_session(cfg: BenchConfig, work: Path, fwm: Path, idm: Path, instruction: str):
-    """The session.Session of that run, with its models imported and the reference kept."""
+def import_models(work: Path, fwm: Path, idm: Path) -> None:
     for name, source in (("fwm", fwm), ("idm", idm)):
         import_hf(source, work / name)
+
+
+def open_session(cfg: BenchConfig, work: Path, instruction: str):
+    """The session.Session of that run, with the reference kept, on each of its processes."""
     run = compose(settings(cfg, work, instruction))
     from ..session import REFERENCE, Session
 
-    torch.set_num_threads(cfg.threads)
+    torch.set_num_threads(max(1, cfg.threads // cfg.processes))
     session = Session(run)
     session.load()
     session.sets.snapshot(REFERENCE)

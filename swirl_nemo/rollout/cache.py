@@ -23,8 +23,9 @@ class KvCache:
 
     def keep(self, layer: int, key: Tensor, value: Tensor) -> None:
         """The prompts' [N, groups, d], as packed."""
-        keys, values = (self._packing.grid(part)[0].transpose(1, 2).contiguous() for part in (key, value))
-        self.prompts[layer] = (keys.mul_(self._scale), values)
+        keys, values = (self._packing.grid(part)[0].transpose(1, 2) for part in (key, value))
+        keys = keys * self._scale  # a copy: attention still reads what was given
+        self.prompts[layer] = (keys.contiguous(), values.contiguous())
         rows, groups, _, head = keys.shape
         shape = (rows * self.width, groups, self._capacity, head)
         self._own[layer] = (key.new_empty(shape), value.new_empty(shape))

@@ -29,8 +29,8 @@ def generate(
 ) -> Rollout:
     """G completions of each prompt; uniforms [B, max_length] in [0, 1), or None for the likeliest tokens.
 
-    Each prompt is prefilled once, and its keys and values are its group's. Rows that have ended leave the batch. At most
-    `batch` rows are decoded at a time: memory is bounded by them. All ranks of a model-parallel group return the same.
+    Each prompt is prefilled once, and its keys and values are its group's. At most `batch` rows are decoded at a time;
+    those that have ended leave. All ranks of a model-parallel group return the same.
     """
     decoder = Decoder(model, max(map(len, prompts)) + max_length)
     parts, start = [], 0

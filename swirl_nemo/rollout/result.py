@@ -19,15 +19,10 @@ class Rollout:
     support: Tensor | None
 
     def by_group(self, group: int) -> "list[Rollout]":
-        """One for each prompt, on the CPU, to be sent to another rank."""
-        starts = range(0, len(self.completions), group)
-        cuts = [slice(start, start + group) for start in starts]
-        return [
-            Rollout(
-                self.completions[cut], self.logprobs[cut].cpu(), None if self.support is None else self.support[cut]
-            )
-            for cut in cuts
-        ]
+        """One for each prompt, on the CPU, to be sent to another rank; without truncation."""
+        assert self.support is None
+        cuts = [slice(start, start + group) for start in range(0, len(self.completions), group)]
+        return [Rollout(self.completions[cut], self.logprobs[cut].cpu(), None) for cut in cuts]
 
     @staticmethod
     def join(parts: "list[Rollout]", device) -> "Rollout":

@@ -80,8 +80,7 @@ def sample(log_weights: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor
     """Tokens [B] and their log-probs [B] from masked, tempered logits [B, V].
 
     One uniform number a row, by inversion of the cumulative distribution: no full-vocabulary draw, and the same numbers
-    give the same tokens whatever the layout. None takes the likeliest token. The vocabulary is read for the maximum, the
-    exponential and the sums of its blocks; the scan looks into one block.
+    give the same tokens whatever the layout. None takes the likeliest token. The scan looks into one block of tokens.
     """
     peak = log_weights.max(-1, keepdim=True)
     blocks = F.pad((log_weights - peak.values).exp_(), (0, -log_weights.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
