@@ -111,19 +111,22 @@ class Session:
         return [item for part in parts for item in part]
 
     def deal(self, numbers: Sequence[int], sizes: Sequence[int]) -> list[int]:
-        """This data-parallel rank's part of `numbers`, so that all ranks' sums of `sizes[number]` are about the same:
-        the largest first, each to the rank that has least (Graham 1969: at most 4/3 of the best)."""
-        loads = [(0, rank) for rank in range(dist.get_world_size(self.actor.data_group))]
-        mine = []
-        for number in sorted(numbers, key=lambda number: -sizes[number]):
-            load, rank = heapq.heappop(loads)
-            heapq.heappush(loads, (load + sizes[number], rank))
-            if rank == dist.get_rank(self.actor.data_group):
-                mine.append(number)
-        return sorted(mine)
+        """This data-parallel rank's part of `numbers`, balanced by `sizes[number]`."""
+        return dealt(numbers, sizes, dist.get_world_size(self.actor.data_group))[dist.get_rank(self.actor.data_group)]
 
     def add_up(self, values: Tensor, maximum: bool = False) -> Tensor:
         """Sum, or maximum, over data-parallel ranks, in place."""
         operation = dist.ReduceOp.MAX if maximum else dist.ReduceOp.SUM
         dist.all_reduce(values, op=operation, group=self.actor.data_group)
         return values
+
+
+def dealt(numbers: Sequence[int], sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """`numbers` dealt out so that the sums of `sizes[number]` are about the same: the largest first, each to the rank
+    that has least (Graham 1969: the heaviest rank has at most 4/3 of the least possible)."""
+    loads, parts = [(0, rank) for rank in range(ranks)], [[] for _ in range(ranks)]
+    for number in sorted(numbers, key=lambda number: -sizes[number]):
+        load, rank = heapq.heappop(loads)
+        heapq.heappush(loads, (load + sizes[number], rank))
+        parts[rank].append(number)
+    return [sorted(part) for part in parts]

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerFast
+from workers.layouts import TESTS
 
 from swirl_nemo.bench import work
 from swirl_nemo.bench.config import BenchConfig, check
 from swirl_nemo.bench.limit import Machine, Sizes, least_seconds
 from swirl_nemo.settings import compose
+
+COUNTS = {"token": 387, "training": 1488}
 
 
 @pytest.fixture
@@ -95,3 +98,13 @@ def test_figures_are_written_as_promised(tmp_path):
     assert "times the limit" in done.stdout
     done = swirl(*sizes, "--against-trl", tmp_path / "no-python")
     assert done.returncode == 2 and "--against-trl" in done.stderr.splitlines()[-1]
+
+
+def test_operator_counts_have_not_grown(tmp_path):
+    """What a decoded token and a training step of the four-layer model cost in calls: the same on every machine.
+    Whoever lowers a count lowers the figure here."""
+    command = [sys.executable, "-W", "ignore", "-m", "workers.counts", tmp_path / "counts.json"]
+    subprocess.run(command, cwd=TESTS, check=True, timeout=300)
+    counts = json.loads((tmp_path / "counts.json").read_text())
+    for part, most in COUNTS.items():
+        assert most // 2 < counts[part] <= most, counts

@@ -1,5 +1,6 @@
 """Groups of rows, their packing without padding, and attention over it, against naive loops. Pure torch."""
 
+import itertools
 import random
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from swirl_nemo.actor.packing import pack, pack_prefixes
 from swirl_nemo.data.batch import Sequences, collate, padded
+from swirl_nemo.session import dealt
 
 Rows = tuple[list[list[int]], list[list[int]]]
 
@@ -101,3 +103,21 @@ def test_without_padding_nothing_is_moved():
     assert packing.slots is None and packing.places is None
     prompts = pack_prefixes(padded([[1, 2], [3]]), torch.tensor([2, 1]))
     assert prompts.tokens.tolist() == [1, 2, 3] and prompts.slots is not None
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_groups_are_dealt_out_by_tokens(ranks):
+    """All of them, once each, and no rank with more than 4/3 of the best share there is (exhaustively, for few)."""
+    draw = random.Random(ranks)
+    for _ in range(30):
+        sizes = [draw.randrange(1, 40) for _ in range(draw.randrange(ranks, 7))]
+        parts = dealt(range(len(sizes)), sizes, ranks)
+        assert sorted(number for part in parts for number in part) == list(range(len(sizes)))
+        assert all(parts), "no rank is left without a group"
+        heaviest = max(sum(sizes[number] for number in part) for part in parts)
+        shares = itertools.product(range(ranks), repeat=len(sizes))
+        loads = (
+            [sum(s for s, at in zip(sizes, share, strict=True) if at == r) for r in range(ranks)] for share in shares
+        )
+        best = min(map(max, loads))
+        assert heaviest <= 4 / 3 * best
