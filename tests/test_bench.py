@@ -84,9 +84,10 @@ def test_a_mistake_is_one_line():
 
 
 @pytest.mark.megatron
-def test_figures_are_written_as_promised(tmp_path):
+@pytest.mark.parametrize("processes", [(), ("processes=2", "pipeline=2")], ids=["one process", "two stages"])
+def test_figures_are_written_as_promised(tmp_path, processes):
     """And a peer that cannot be started is a line, not a trace."""
-    sizes = ("prompts=2", "group=2", "prompt_len=16", "completion_len=4", "steps=2", "threads=1")
+    sizes = ("prompts=2", "group=2", "prompt_len=16", "completion_len=4", "steps=2", "threads=1", *processes)
     done = swirl(*sizes, "--json", tmp_path / "bench.json")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "bench.json").read_text())
@@ -94,7 +95,7 @@ def test_figures_are_written_as_promised(tmp_path):
     assert set(result["seconds"]) == set(result["limit_seconds"]) == set(result["limit_ratio"]) == parts
     assert sum(result["seconds"][part] for part in parts - {"step"}) < result["seconds"]["step"] * 1.05
     assert result["tokens_per_s"]["step"] == pytest.approx(2 * 2 * 4 / result["seconds"]["step"])
-    assert 0 < result["peak_memory_gb"] < 10 and result["machine"]["gflops"] > 1
+    assert 0 < result["peak_memory_gb"] < 10 and 0 < result["swap_share"] < 1 and result["machine"]["gflops"] > 1
     assert "times the limit" in done.stdout
     done = swirl(*sizes, "--against-trl", tmp_path / "no-python")
     assert done.returncode == 2 and "--against-trl" in done.stderr.splitlines()[-1]

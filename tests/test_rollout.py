@@ -159,6 +159,19 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens():
     assert tokens.tolist() == [1, 2]
 
 
+def test_a_scan_of_blocks_finds_what_a_scan_of_all_tokens_finds():
+    """A vocabulary of seven blocks, one of them impossible and the last not full, against the whole cumulative sum."""
+    weights = torch.randn(4, 850, generator=torch.Generator().manual_seed(3)) * 3
+    weights[:, 256:384] = weights[1, :300] = weights[2, 600:] = -torch.inf
+    for seed in range(200):
+        uniforms = torch.from_numpy(np.random.default_rng(seed).random(4))
+        tokens, logprobs = sample(weights, uniforms)
+        cumulative = weights.double().softmax(-1).cumsum(-1)
+        expected = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+        assert tokens.tolist() == expected[:, 0].tolist()
+        torch.testing.assert_close(logprobs, weights.log_softmax(-1).gather(-1, expected)[:, 0])
+
+
 def test_packed_support_comes_back():
     mask = torch.rand(3, 5, 128, generator=torch.Generator().manual_seed(0)) < 0.3
     bits = pack(mask)
