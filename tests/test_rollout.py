@@ -159,8 +159,8 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens():
     assert tokens.tolist() == [1, 2]
 
 
-def test_a_scan_of_blocks_finds_what_a_scan_of_all_tokens_finds():
-    """A vocabulary of seven blocks, one of them impossible and the last not full, against the whole cumulative sum."""
+def test_tokens_are_those_of_the_cumulative_distribution():
+    """A vocabulary with impossible tokens at its beginning, in its middle and at its end, in double precision."""
     weights = torch.randn(4, 850, generator=torch.Generator().manual_seed(3)) * 3
     weights[:, 256:384] = weights[1, :300] = weights[2, 600:] = -torch.inf
     for seed in range(200):

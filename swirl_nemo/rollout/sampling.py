@@ -8,12 +8,9 @@ recorded as packed bits and given back.
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BITS = 8
-_BLOCK = 128  # tokens summed together before the scan
-_UNDER_ONE = 1 - 2**-52  # times a double, is less than it
 _POWERS = 2 ** torch.arange(BITS, dtype=torch.uint8)
 
 
@@ -80,23 +77,16 @@ def sample(log_weights: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor
     """Tokens [B] and their log-probs [B] from masked, tempered logits [B, V].
 
     One uniform number a row, by inversion of the cumulative distribution: no full-vocabulary draw, and the same numbers
-    give the same tokens whatever the layout. None takes the likeliest token. The scan looks into one block of tokens.
+    give the same tokens whatever the layout. None takes the likeliest token.
     """
-    peak = log_weights.max(-1, keepdim=True)
-    blocks = F.pad((log_weights - peak.values).exp_(), (0, -log_weights.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-    sums = blocks.sum(-1)
-    cumulative = sums.double().cumsum(-1)
+    logprobs = log_weights.log_softmax(-1)
     if uniforms is None:
-        tokens = peak.indices[:, 0]
+        tokens = logprobs.argmax(-1)
     else:
-        point = uniforms.to(cumulative).clamp(max=_UNDER_ONE)[:, None] * cumulative[:, -1:]
-        block = torch.searchsorted(cumulative, point, right=True)
-        chosen = sums.gather(-1, block).double()
-        share = ((point - cumulative.gather(-1, block) + chosen) / chosen).clamp(0, _UNDER_ONE)
-        within = blocks.take_along_dim(block[..., None], 1)[:, 0].double().cumsum_(-1)
-        tokens = (block * _BLOCK + torch.searchsorted(within, share * within[:, -1:], right=True))[:, 0]
-    logprobs = log_weights.gather(-1, tokens[:, None]) - peak.values - cumulative[:, -1:].log()
-    return tokens, logprobs[:, 0].float()
+        cumulative = logprobs.double().exp_().cumsum_(-1)
+        point = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, point, right=True)[:, 0].clamp_(max=logprobs.shape[-1] - 1)
+    return tokens, logprobs.gather(-1, tokens[:, None])[:, 0]
 
 
 def pack(mask: Tensor) -> Tensor:
