@@ -151,11 +151,12 @@ def balanced(
     count, world = phase.optimizer_steps, dist.get_world_size(session.actor.data_group)
     if world == 1 or rollout.support is not None:  # ranks' shares are multiples of n
         return mine, rollout, [list(range(part, len(mine), count)) for part in range(count)]
-    groups = session.gather(list(zip(mine, rollout.by_group(phase.group), strict=True)))
+    own = rollout.by_group(phase.group)
     sizes = [
         len(session.prompter.prompt(role, transition)) + sum(map(len, group.completions))
-        for transition, group in groups
+        for transition, group in zip(mine, own, strict=True)
     ]
+    groups, sizes = session.gather(list(zip(mine, own, strict=True))), session.gather(sizes)
     dealt = [session.deal(range(part, len(groups), count), sizes) for part in range(count)]
     kept = [groups[number] for part in dealt for number in part]
     places = iter(range(len(kept)))
@@ -164,8 +165,8 @@ def balanced(
 
 
 def _sequences(session, role, mine, rollout, group) -> Sequences:
-    prompts = [session.prompter.prompt(role, t) for t in mine for _ in range(group)]
-    return collate(prompts, rollout.completions, group).to(session.device)
+    prompts = [session.prompter.prompt(role, t) for t in mine]
+    return collate([prompt for prompt in prompts for _ in range(group)], rollout.completions, group).to(session.device)
 
 
 def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, sequences: Sequences, watch: Stopwatch):

@@ -22,7 +22,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_model(one: Path, other: Path) -> None:
     """The same tensors bit for bit, and the same configuration and tokenizer byte for byte."""
     left, right = tensors(one), tensors(other)
-    assert left.keys() == right.keys()
+    assert left and left.keys() == right.keys()
     for name in left:
         assert left[name].dtype is right[name].dtype
         assert torch.equal(left[name], right[name]), name
@@ -98,5 +98,8 @@ def test_the_actor_computes_what_transformers_computes(work, name, layout):
 @pytest.mark.parametrize("name", families.FAMILIES)
 def test_what_a_run_saves_is_exported_bitwise(work, tmp_path, name, layout):
     """Megatron's own save, sharded by rows, columns and layers at TP2 x PP2, is the model that was imported."""
-    export_hf(work / f"{name} {layout}", tmp_path / "back")
+    saved = work / f"{name} {layout}"
+    writers = {file.name.split("_")[2] for file in (saved / "model_weights").glob("*.distcp")}
+    assert len(writers) == (4 if families.LAYOUTS[layout] else 1), writers
+    export_hf(saved, tmp_path / "back")
     assert_same_model(work / f"{name} hf", tmp_path / "back")

@@ -55,7 +55,9 @@ def assert_as_undisturbed(struck: Path, whole: Path) -> None:
     assert len(set(used(struck))) == len(used(struck))
     left = [path.name for path in (struck / "checkpoints").iterdir()]
     assert not [name for name in left if name.endswith((".partial", ".replaced"))], left
-    for path in (whole / "checkpoints").glob("*/manifest.json"):
+    manifests = list((whole / "checkpoints").glob("*/manifest.json"))
+    assert manifests and all(map(weights, manifests))
+    for path in manifests:
         same = struck / "checkpoints" / path.parent.name / "manifest.json"
         assert weights(same) == weights(path), path
 
@@ -68,11 +70,15 @@ def weights(manifest: Path) -> dict:
 
 def test_a_run_that_everything_happened_to_ends_as_if_nothing_had(struck):
     """Six kills, SIGTERM, SIGSTOP, a full disk, a damaged checkpoint and lost metrics."""
+    signals = [fault["signal"] for row in rows(struck) if row["run"] == "faulted" for fault in row["faults"]]
+    assert signals.count(signal.SIGKILL) >= 6 and {signal.SIGTERM, signal.SIGSTOP} <= set(signals), signals
     assert_as_undisturbed(struck / "runs" / "faulted", struck / "runs" / "TP2")
 
 
 def test_a_pipeline_goes_on_to_the_last_digit_too(struck):
     """Megatron gave the second stage the first one's parameter groups: weights for norms, in another order."""
+    (killed,) = (row for row in rows(struck) if row["run"] == "pipeline" and not row["finished"])
+    assert -signal.SIGKILL in killed["codes"]
     assert_as_undisturbed(struck / "runs" / "pipeline", struck / "runs" / "PP2")
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from swirl_nemo.actor.norms import OffsetRMSNorm, RMSNorm
-from swirl_nemo.stack.linear import _Linear, packed_linear, product
+from swirl_nemo.products import Linear, packed_linear, product
 
 SHAPES = [(1, 1, 8), (7, 1, 32), (160, 1, 24)]
 
@@ -48,7 +48,7 @@ def test_a_norm_in_bfloat16_is_computed_in_float32():
 @pytest.mark.parametrize("rows", [0, 1, 3, 65])
 def test_products_are_those_of_torch(rows, dtype):
     values, weight = drawn(rows, 1, 24).to(dtype).requires_grad_(), drawn(40, 24, seed=1).to(dtype).requires_grad_()
-    found, expected = _Linear.apply(values, weight), F.linear(values, weight)
+    found, expected = Linear.apply(values, weight), F.linear(values, weight)
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-1}
     torch.testing.assert_close(found, expected, **tolerance)
     upstream = drawn(*found.shape, seed=2).to(dtype)

@@ -1,4 +1,4 @@
-"""Groups of rows, their packing without padding, and attention over it, against naive loops. Pure torch."""
+"""Groups of rows, their packing without padding, and dealing out over ranks, against naive loops. Pure torch."""
 
 import itertools
 import random

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..products import product
 from ..rollout.sampling import Distribution
-from ..stack.linear import product
 
 _LOWEST = -1e4  # a finite logit whose exponential is 0
 

@@ -44,14 +44,13 @@ class CoreAttention(MegatronModule):
             packing.grid(part.squeeze(1)) for part in (query, key, value)
         )
         prefixes = self._attend(query, key, value, is_causal=True)
-        if len(packing.prefix_of):
-            key, value = (part.index_select(0, packing.prefix_of) for part in (key, value))
-            keys, values = torch.cat([key, own_key], 1), torch.cat([value, own_value], 1)
-            own_query = self._attend(own_query, keys, values, attn_mask=packing.visible)
-        return packing.pack(prefixes, own_query).flatten(1)[:, None]
+        key, value = (part.index_select(0, packing.prefix_of) for part in (key, value))
+        keys, values = torch.cat([key, own_key], 1), torch.cat([value, own_value], 1)
+        own = self._attend(own_query, keys, values, attn_mask=packing.visible)
+        return packing.pack(prefixes, own).flatten(1)[:, None]
 
     def _attend(self, query, key, value, **mask) -> Tensor:
-        """[rows, s, heads, d] of [rows, S, groups, d]."""
+        """[rows, s, heads, d] of [rows, S, groups, d]; either part of a packing may be empty."""
         if not query.numel():
             return query
         shared = query.size(2) != key.size(2)

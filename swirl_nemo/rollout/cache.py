@@ -13,7 +13,6 @@ class KvCache:
     """
 
     def __init__(self, packing: Packing, width: int, capacity: int, scale: float):
-        self.sequence_len_offset = 0  # Megatron's name: only said to be an inference's
         self.current_batch_size = 0  # written by Megatron
         self.width = width
         self.filled = 0  # own tokens of every row

@@ -10,7 +10,8 @@ from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
-from ..stack.linear import packed_linear
+from ..actor.model import rotate
+from ..products import packed_linear
 from .cache import KvCache
 
 
@@ -60,7 +61,7 @@ class Decoder:
         turned = mixed[:, :, :-1]
         if attention.q_layernorm is not None:
             turned = torch.cat([attention.q_layernorm(mixed[:, :, :-2]), attention.k_layernorm(mixed[:, :, -2:-1])], 2)
-        turned = torch.addcmul(turned * cos, turned.roll(turned.shape[-1] // 2, -1), sin)
+        turned = rotate(turned, cos, sin)
         # Under the number that the prefill used: the layer's own counts the stages before, its attention's does not
         number = attention.layer_number
         own = cache.append(number, turned[:, :, -1], mixed[:, :, -1])

@@ -33,11 +33,12 @@ def generate(
     those that have ended leave. All ranks of a model-parallel group return the same.
     """
     decoder = Decoder(model, max(map(len, prompts)) + max_length)
-    parts, start = [], 0
+    parts: list[Rollout] = []
+    start = 0
     for first, last, width in _pieces(len(prompts), group, batch):
         rows = slice(start, start + (last - first) * width)
         numbers = None if uniforms is None else uniforms[rows]
-        parts.append(_generate(model, decoder, prompts[first:last], distribution, width, max_length, numbers))
+        parts += _generate(model, decoder, prompts[first:last], distribution, width, max_length, numbers)
         start = rows.stop
     return Rollout.join(parts, torch.cuda.current_device())
 
@@ -53,7 +54,8 @@ def _pieces(prompts: int, group: int, batch: int) -> Iterator[tuple[int, int, in
             yield prompt, prompt + 1, min(batch, group - start)
 
 
-def _generate(model, decoder, prompts, distribution, group, max_length, uniforms) -> Rollout:
+def _generate(model, decoder, prompts, distribution, group, max_length, uniforms) -> list[Rollout]:
+    """Of a piece, in as many waves as there are stages."""
     stages = min(parallel_state.get_pipeline_model_parallel_world_size(), len(prompts))
     waves = []
     for part in torch.arange(len(prompts)).tensor_split(stages):
@@ -63,4 +65,4 @@ def _generate(model, decoder, prompts, distribution, group, max_length, uniforms
     for _ in range(max_length):
         for wave in waves:
             wave.advance()
-    return Rollout.join([wave.result() for wave in waves], torch.cuda.current_device())
+    return [wave.result() for wave in waves]

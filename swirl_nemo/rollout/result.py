@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,15 +30,8 @@ class Rollout:
         """Their rows one behind the other, columns as many as the widest has."""
         completions = [completion for part in parts for completion in part.completions]
         width = max(map(len, completions))
-        logprobs = torch.cat([_widened(part.logprobs, width) for part in parts]).to(device)
+        logprobs = torch.cat([F.pad(part.logprobs, (0, width - part.logprobs.shape[1])) for part in parts])
         if parts[0].support is None:
-            return Rollout(completions, logprobs, None)
-        return Rollout(completions, logprobs, torch.cat([_widened(part.support, width) for part in parts]).to(device))
-
-
-def _widened(values: Tensor, width: int) -> Tensor:
-    """[rows, T, ...] as [rows, width, ...], zeros behind."""
-    wide = values.new_zeros(len(values), width, *values.shape[2:])
-    kept = min(width, values.shape[1])
-    wide[:, :kept] = values[:, :kept]
-    return wide
+            return Rollout(completions, logprobs.to(device), None)
+        support = torch.cat([F.pad(part.support, (0, 0, 0, width - part.support.shape[1])) for part in parts])
+        return Rollout(completions, logprobs.to(device), support.to(device))

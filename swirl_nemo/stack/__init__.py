@@ -35,7 +35,7 @@ def prepare() -> None:
 
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed for what is allocated next. It gives large blocks back at once, and every pass over
-    a large tensor would begin with page faults: 100,000 of them a step of SmolLM2-135M, a sixth of its time."""
+    a large tensor would begin with page faults: 100,000 of them in a step of SmolLM2-135M."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):

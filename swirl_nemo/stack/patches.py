@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
+from ..products import Linear
 from . import cpu_torch
 from .adam import FusedAdam
-from .linear import linear
 
 NEMO, MCORE, ALIGNER = "nemo-toolkit 2.2.1", "megatron-core 0.11.0", "nemo-aligner 0.7.0"
 TORCH = "torch 2.13.0"
@@ -83,6 +83,21 @@ def _write_item(original):
         )
 
     return write_item
+
+
+def _linear(
+    input, weight, bias, gradient_accumulation_fusion, allreduce_dgrad, sequence_parallel, *_buffers, **_options
+):
+    """Megatron's layer with its communication before and behind the products: gloo has nothing to overlap."""
+    from megatron.core.tensor_parallel import mappings
+
+    assert not gradient_accumulation_fusion, "needs Apex's CUDA kernels"
+    if sequence_parallel:
+        input = mappings.gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True)
+    elif allreduce_dgrad:
+        input = mappings.copy_to_tensor_model_parallel_region(input)
+    output = Linear.apply(input, weight)
+    return output if bias is None else output + bias
 
 
 def _alone(original):
@@ -157,7 +172,7 @@ TABLE = (
     Patch("megatron.core.tensor_parallel.random:_set_cuda_rng_state", MCORE, "CUDA generator states",
           _constant(cpu_torch.set_rng_state)),
     Patch("megatron.core.tensor_parallel.layers:linear_with_grad_accumulation_and_async_allreduce", MCORE,
-          "products by oneDNN instead of MKL", _constant(linear)),
+          "products by oneDNN instead of MKL", _constant(_linear)),
     *(Patch(f"megatron.core.distributed.param_and_grad_buffer:dist_{name}_func", MCORE,
             "gloo copies all weights and gradients where there is one process", _alone)
       for name in ("all_gather", "reduce_scatter")),

@@ -1,5 +1,5 @@
-"""Matrix products of float32 on CPUs by oneDNN, which torch itself leaves to MKL: faster here at every size but the
-gradients of weights, most of all with few rows and packed weights (docs/performance.md)."""
+"""Linear layers: torch's, but float32 on CPUs by oneDNN, which torch leaves to MKL. It is faster but for the gradients
+of weights, most of all with few rows and packed weights (docs/performance.md)."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,9 @@ def product(values: Tensor, weight: Tensor) -> Tensor:
     return F.linear(values, weight)
 
 
-class _Linear(torch.autograd.Function):
+class Linear(torch.autograd.Function):
+    """values [..., k] and weight [n, k] to [..., n], with gradients."""
+
     @staticmethod
     def forward(ctx, values, weight):
         ctx.save_for_backward(values, weight)
@@ -29,22 +31,6 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         values, weight = ctx.saved_tensors
         return product(grad, weight.t()), grad.flatten(0, -2).t() @ values.flatten(0, -2)
-
-
-def linear(
-    input, weight, bias, gradient_accumulation_fusion, allreduce_dgrad, sequence_parallel, *_, **__
-) -> Tensor:  # fmt: skip
-    """Stands where Megatron's linear_with_grad_accumulation_and_async_allreduce stands: communication without overlap,
-    of which gloo has none."""
-    from megatron.core.tensor_parallel import mappings
-
-    assert not gradient_accumulation_fusion, "needs Apex's CUDA kernels"
-    if sequence_parallel:
-        input = mappings.gather_from_sequence_parallel_region(input, tensor_parallel_output_grad=True)
-    elif allreduce_dgrad:
-        input = mappings.copy_to_tensor_model_parallel_region(input)
-    output = _Linear.apply(input, weight)
-    return output if bias is None else output + bias
 
 
 def packed_linear(weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
