@@ -1,6 +1,6 @@
 # make quickstart   the main job, small: 8 minutes after set-up, ends with a table and a report
 # make test         every test but those marked `long`
-# make test-fast    what needs no Megatron process but one, which counts operator calls: about a minute and a half
+# make test-fast    what needs no Megatron process but one, which counts operator calls: two minutes
 # make lint         what pre-commit checks
 # The first call makes .venv from requirements/; a later one installs again only what a changed lock asks for.
 

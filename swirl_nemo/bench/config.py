@@ -16,8 +16,7 @@ class BenchConfig:
     instruction_len: int = MISSING  # tokens after the predicted state in the counterpart's prompt
     completion_len: int = MISSING  # of every completion: none ends early
     steps: int = MISSING  # measured, after one that is not
-    processes: int = MISSING
-    tensor: int = MISSING  # of them, tensor-parallel
+    tensor: int = MISSING  # of the processes that torchrun started, tensor-parallel
     pipeline: int = MISSING  # and pipeline-parallel; what is left is data-parallel
     threads: int = MISSING  # of all processes together
     kl_beta: float = MISSING
@@ -30,17 +29,21 @@ class BenchConfig:
 ConfigStore.instance().store("bench_schema", BenchConfig)
 
 
-def check(cfg: BenchConfig) -> None:
+def check(cfg: BenchConfig, processes: int) -> None:
     """Raises ValueError, one line, for sizes that are no work."""
     for key, value in vars(cfg).items():
         if key not in ("model", "kl_beta") and value < 1:
             raise ValueError(f"{key}={value}: must be at least 1: give another value")
     if cfg.group < 2:
         raise ValueError(f"group={cfg.group}: a group of one has no advantage: give at least 2")
-    if cfg.processes % (cfg.tensor * cfg.pipeline):
-        raise ValueError(f"processes={cfg.processes}: must be a multiple of tensor x pipeline: give one")
-    if cfg.prompts % (cfg.processes // (cfg.tensor * cfg.pipeline)):
-        raise ValueError(f"prompts={cfg.prompts}: must be a multiple of the data-parallel processes: give one")
+    copies, rest = divmod(processes, cfg.tensor * cfg.pipeline)
+    if rest or not copies:
+        raise ValueError(
+            f"tensor={cfg.tensor} x pipeline={cfg.pipeline}: does not divide {processes} process(es): start a multiple "
+            f"with torchrun --nproc-per-node {cfg.tensor * cfg.pipeline} -m swirl_nemo bench ..."
+        )
+    if cfg.prompts % copies:
+        raise ValueError(f"prompts={cfg.prompts}: must be a multiple of {copies}, the copies of the model: give one")
     if cfg.kl_beta < 0:
         raise ValueError(f"kl_beta={cfg.kl_beta}: must not be negative: give 0 to leave the reference out")
     if cfg.action_len + 2 > cfg.prompt_len:

@@ -1,6 +1,7 @@
 """Measures a step and prints it: alone, or pair by pair with TRL in an environment of its own."""
 
 import json
+import math
 import statistics
 import subprocess
 import tempfile
@@ -8,11 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
+from ..settings import launched
 from . import limit, work
 from .config import BenchConfig, check
-from .crew import crew
 
 PEER = Path(__file__).with_name("trl_peer.py")
 
@@ -22,24 +22,24 @@ def bench(cfg: BenchConfig, trl_python: Path | None, out: Path | None) -> dict:
     "peak_memory_gb", "machine"}, and with `trl_python` {"trl"}: its seconds and the medians of the ratios TRL / ours,
     pair by pair.
 
-    Printed as a table, and written to `out` as JSON. Raises ValueError for sizes that are no work, a missing model, and
-    where TRL does not start.
+    Printed as a table, and written to `out` as JSON, by the first of torchrun's processes. Raises ValueError for sizes
+    that are no work, a missing model, and where TRL does not start.
     """
-    check(cfg)
+    processes = math.prod(launched() or (1, 1))
+    check(cfg, processes)
+    if trl_python and processes > 1:
+        raise ValueError(f"--against-trl: {processes} processes of ours would slow TRL in its turns: start one")
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        fwm, idm = work.models(cfg, place)
-        tokenizer = AutoTokenizer.from_pretrained(fwm, local_files_only=True, trust_remote_code=False)
-        rows, instruction = work.make_rows(cfg, tokenizer, cfg.prompts * (cfg.steps + 1))
-        peer = Peer(cfg, trl_python, place, fwm, idm, rows, instruction) if trl_python else None
-        work.import_models(place, fwm, idm)
-        with crew(cfg, place, rows, instruction):
-            session = work.open_session(cfg, place, instruction)
-            ours = work.steps(session, cfg, rows)
-            pairs = [(metrics, peer.step() if peer else None) for metrics in ours][1:]  # the first step warms up
+        job = work.make(cfg, Path(folder))
+        peer = Peer(cfg, trl_python, job) if trl_python else None
+        session = work.open_session(cfg, job, max(1, cfg.threads // processes))
+        ours = work.steps(session, cfg, job.rows)
+        pairs = [(metrics, peer.step() if peer else None) for metrics in ours][1:]  # the first step warms up
         result = _summary(cfg, session.actor, pairs)
         if peer:
             peer.close()
+    if not session.is_main:
+        return result
     _print(result)
     if out:
         out.write_text(json.dumps(result, indent=2) + "\n")
@@ -49,8 +49,9 @@ def bench(cfg: BenchConfig, trl_python: Path | None, out: Path | None) -> dict:
 class Peer:
     """TRL in a process of its own, which does a step when it is told to."""
 
-    def __init__(self, cfg: BenchConfig, python: Path, place: Path, fwm: Path, idm: Path, rows, instruction: str):
-        task = {"fwm": str(fwm), "idm": str(idm), "rows": rows, "instruction": instruction, **vars(cfg)}
+    def __init__(self, cfg: BenchConfig, python: Path, job: work.Job):
+        place, models = job.place, {"fwm": str(job.fwm), "idm": str(job.idm)}
+        task = models | {"rows": job.rows, "instruction": job.instruction} | vars(cfg)
         (place / "task.json").write_text(json.dumps(task))
         try:
             self._process = subprocess.Popen(

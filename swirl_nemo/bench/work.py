@@ -2,9 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer
 
 from ..checkpoint.huggingface import import_hf
 from ..data.transition import Transition
@@ -80,17 +83,40 @@ def settings(cfg: BenchConfig, work: Path, instruction: str) -> list[str]:
     return [f"{key}={value}" for key, value in keys.items()]
 
 
-def import_models(work: Path, fwm: Path, idm: Path) -> None:
-    for name, source in (("fwm", fwm), ("idm", idm)):
-        import_hf(source, work / name)
+@dataclass(frozen=True)
+class Job:
+    """What all processes of a bench work on: Hugging Face folders of FWM and IDM; NeMo's are place/fwm, place/idm."""
+
+    place: Path
+    fwm: Path
+    idm: Path
+    rows: list[dict[str, str]]
+    instruction: str
 
 
-def open_session(cfg: BenchConfig, work: Path, instruction: str):
-    """The session.Session of that run, with the reference kept, on each of its processes."""
-    run = compose(settings(cfg, work, instruction))
+def make(cfg: BenchConfig, folder: Path) -> Job:
+    """The first process makes it in its `folder`. Collective: joins the processes that torchrun started."""
+    from ..actor.build import init_process_group
+
+    init_process_group(compose(settings(cfg, folder, "")))
+    box: list = [None]
+    if dist.get_rank() == 0:
+        fwm, idm = models(cfg, folder)
+        tokenizer = AutoTokenizer.from_pretrained(fwm, local_files_only=True, trust_remote_code=False)
+        rows, instruction = make_rows(cfg, tokenizer, cfg.prompts * (cfg.steps + 1))
+        for name, source in (("fwm", fwm), ("idm", idm)):
+            import_hf(source, folder / name)
+        box = [Job(folder, fwm, idm, rows, instruction)]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def open_session(cfg: BenchConfig, job: Job, threads: int):
+    """The session.Session of that run, with the reference kept."""
+    run = compose(settings(cfg, job.place, job.instruction))
     from ..session import REFERENCE, Session
 
-    torch.set_num_threads(max(1, cfg.threads // cfg.processes))
+    torch.set_num_threads(threads)
     session = Session(run)
     session.load()
     session.sets.snapshot(REFERENCE)

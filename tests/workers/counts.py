@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoTokenizer
 
 from swirl_nemo.bench import work
 from swirl_nemo.bench.config import BenchConfig
@@ -59,11 +58,8 @@ def count(session, cfg: BenchConfig, rows) -> dict[str, int]:
 def main(out: Path) -> None:
     cfg = compose(list(SIZES), "bench/step", BenchConfig)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        fwm, idm = work.models(cfg, place)
-        rows, instruction = work.make_rows(cfg, AutoTokenizer.from_pretrained(fwm), cfg.prompts)
-        work.import_models(place, fwm, idm)
-        session = work.open_session(cfg, place, instruction)
+        job = work.make(cfg, Path(folder))
+        session, rows = work.open_session(cfg, job, cfg.threads), job.rows[: cfg.prompts]
         out.write_text(json.dumps(count(session, cfg, rows)))
     os._exit(0)
 
