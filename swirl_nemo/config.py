@@ -44,6 +44,36 @@ class Dtype(Enum):
     bf16 = "bf16"
 
 
+class Recompute(Enum):
+    """Activations made again in the backward pass: none, those of attention's core, or all but a layer's input
+    (Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models")."""
+
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
+class Fp8(Enum):
+    """Linear layers' operands: not in FP8, or e4m3 forward and e5m2 for gradients (Micikevicius et al. 2022)."""
+
+    none = "none"
+    hybrid = "hybrid"
+
+
+class AmaxAlgorithm(Enum):
+    """How delayed scaling makes one amax of its history, as Transformer Engine names it."""
+
+    max = "max"
+    most_recent = "most_recent"
+
+
+class ScoringPrecision(Enum):
+    """Of rewards and reference log-probs: `dtype` without FP8, or as in training."""
+
+    dtype = "dtype"
+    training = "training"
+
+
 class RoleName(Enum):
     fwm = "fwm"
     idm = "idm"
@@ -78,7 +108,7 @@ class ModelConfig:
     weights: Weights = MISSING
     max_length: int = MISSING  # longest prompt plus completion, tokens
     logit_chunk: int = MISSING  # positions whose full-vocabulary logits exist at a time
-    recompute_layers: bool = MISSING  # full activation recompute
+    recompute: Recompute = MISSING
 
 
 @dataclass
@@ -182,7 +212,11 @@ class AlternationConfig:
 class ParallelConfig:
     tensor: int = MISSING
     pipeline: int = MISSING
+    virtual_pipeline: int = MISSING  # chunks of layers a pipeline stage holds, interleaved; 1: off
+    context: int = MISSING
     sequence: bool = MISSING
+    overlap_grad_reduce: bool = MISSING  # the distributed optimizer's collectives while the backward pass runs
+    overlap_param_gather: bool = MISSING  # and while the next forward pass runs
     micro_batch: int = MISSING  # sequences a rank trains on at a time
     score_batch: int = MISSING  # sequences a rank scores at a time
     rollout_batch: int = MISSING  # sequences a rank decodes at a time
@@ -191,6 +225,13 @@ class ParallelConfig:
 @dataclass
 class PrecisionConfig:
     dtype: Dtype = MISSING
+    fp8: Fp8 = MISSING
+    fp8_amax_history_len: int = MISSING
+    fp8_amax_compute_algo: AmaxAlgorithm = MISSING
+    fp8_params: bool = MISSING  # keep linear layers' weights in FP8
+    fp8_edge_layers: int = MISSING  # of the first and of the last layers, so many stay in dtype
+    emulate: bool = MISSING  # FP8 by rounding to torch's float8 types and back: numbers without the speed
+    scoring: ScoringPrecision = MISSING
 
 
 @dataclass
@@ -200,12 +241,74 @@ class EvalConfig:
     samples: int = MISSING  # predictions kept for the report
 
 
+class Runtime(Enum):
+    """What starts a job's container on a node: Slurm's Pyxis plug-in over Enroot, Apptainer, or nothing."""
+
+    none = "none"
+    pyxis = "pyxis"
+    apptainer = "apptainer"
+
+
+@dataclass
+class ContainerConfig:
+    runtime: Runtime = MISSING
+    image: str | None = MISSING  # an image's name or its .sqsh or .sif file
+    mounts: list[str] = MISSING  # HOST:CONTAINER; the working directory is mounted at its own path beside them
+
+
+@dataclass
+class SlurmConfig:
+    """What `swirl submit` asks the scheduler for."""
+
+    account: str | None = MISSING
+    partition: str | None = MISSING
+    time: str = MISSING  # of one job, as sbatch takes it: HH:MM:SS or D-HH:MM:SS
+    options: list[str] = MISSING  # further #SBATCH options of the site, such as --qos=high or --exclusive
+    signal_seconds: int = MISSING  # before the time limit, SIGTERM: a step must end and a checkpoint be written in them
+    chain: int = MISSING  # jobs in all, each after the one before
+    max_failures: int = MISSING  # after so many in a row at the same step a run is not requeued any more
+    setup: list[str] = MISSING  # shell lines before anything else: modules, an environment to activate
+    environment: dict[str, str] = MISSING  # exported to every task
+    container: ContainerConfig = MISSING
+
+
+@dataclass
+class PreflightConfig:
+    """What each node must have before a job trains on it."""
+
+    seconds: float = MISSING  # all checks together
+    free_memory_gb: float = MISSING  # of the host
+    free_device_memory_gb: float = MISSING
+    free_disk_gb: float = MISSING  # where runs are written
+    driver: str | None = MISSING  # the NVIDIA driver that all nodes must have; null: one and the same
+    clock_seconds: float = MISSING  # by which two nodes' clocks may differ
+
+
+@dataclass
+class HardwareConfig:
+    """What a vendor's data sheet says of one device and what surrounds it, for `swirl plan`. GB are 10^9 bytes."""
+
+    device: str = MISSING
+    memory_gb: float = MISSING
+    bf16_tflops: float = MISSING  # dense
+    fp8_tflops: float = MISSING
+    memory_gb_s: float = MISSING
+    link_gb_s: float = MISSING  # between devices of a node, one direction
+    network_gb_s: float = MISSING  # between nodes, a device's part, one direction
+    host_memory_gb: float = MISSING  # of a node
+    host_link_gb_s: float = MISSING  # between a device and its host, one direction
+    storage_gb_s: float = MISSING  # a node's writing to the file system that holds runs
+
+
 @dataclass
 class ClusterConfig:
     backend: str = MISSING  # gloo on CPUs, nccl on GPUs
     timeout_minutes: float = MISSING
     nodes: int = MISSING
     devices: int = MISSING  # processes a node
+    hardware: HardwareConfig = MISSING
+    slurm: SlurmConfig = MISSING
+    preflight: PreflightConfig = MISSING
 
 
 @dataclass

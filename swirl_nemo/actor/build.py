@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed import distributed_c10d
 
 from ..checkpoint.huggingface import read_model_config
-from ..config import Dtype, SwirlConfig
+from ..config import Dtype, Recompute, SwirlConfig
 from ..stack import on_cpu, prepare
 
 # What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the
@@ -45,7 +45,7 @@ RUNTIME = {
 def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
     """The architecture that the checkpoint states, with this run's layout, precision and optimizer merged in."""
     architecture = read_model_config(checkpoint)
-    recompute = cfg.model.recompute_layers
+    recompute = cfg.model.recompute is Recompute.full
     layout = {
         "tensor_model_parallel_size": cfg.parallel.tensor,
         "pipeline_model_parallel_size": cfg.parallel.pipeline,
