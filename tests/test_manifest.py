@@ -55,6 +55,32 @@ def test_a_manifest_states_sizes_and_checksums(folder):
     assert manifest.fault(folder) is None
 
 
+class _Attribute:
+    """Pickled as Python 3.11.0 to 3.11.3, Debian 12's among them, write a member of an enumeration."""
+
+    def __init__(self, owner, name: str):
+        self.pair = owner, name
+
+    def __reduce__(self):
+        return getattr, self.pair
+
+
+def test_an_attribute_in_metadata_is_a_member_of_an_enumeration_or_refused(tmp_path):
+    """The first was how a checkpoint of Debian's own Python refused itself."""
+    from torch.distributed.checkpoint.metadata import Metadata
+    from torch.distributed.checkpoint.planner import WriteItemType
+
+    from swirl_nemo.checkpoint import metadata
+
+    path = tmp_path / ".metadata"
+    path.write_bytes(pickle.dumps(Metadata({}, storage_data={"k": _Attribute(WriteItemType, "TENSOR")})))
+    assert metadata._unpickled(path).storage_data["k"] is WriteItemType.TENSOR
+    for owner, name in ((Metadata, "__init__"), (WriteItemType, "__class__"), (WriteItemType, "mro")):
+        path.write_bytes(pickle.dumps(Metadata({}, storage_data={"k": _Attribute(owner, name)})))
+        with pytest.raises(ValueError, match=r"names builtins\.getattr"):
+            metadata._unpickled(path)
+
+
 @pytest.mark.parametrize(
     "damage, told",
     {

@@ -7,6 +7,7 @@ records of torch.distributed.checkpoint and nothing else.
 import io
 import json
 import pickle
+from enum import Enum, EnumMeta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -80,8 +81,17 @@ class _SavePlan:
     """In place of Megatron's plans, which it keeps for its own next save."""
 
 
+def _member(kind: Any, name: str) -> Enum:
+    """What `getattr` may be in a pickle: Python 3.11.0 to 3.11.3 write an enumeration's members as attributes of it."""
+    if not (isinstance(kind, EnumMeta) and name in kind.__members__):
+        raise _Refused("builtins.getattr")
+    return kind[name]
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if module.startswith("megatron.core.dist_checkpointing.") and name == "MCoreSavePlan":
             return _SavePlan
         if name not in _RECORDS.get(module, ()):
