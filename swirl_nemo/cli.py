@@ -202,5 +202,5 @@ def _raised_here(error: ValueError) -> bool:
 
 
 def _fail(message: str) -> None:
-    print("swirl: error:", " ".join(message.split()), file=sys.stderr)
+    sys.stderr.write(f"swirl: error: {' '.join(message.split())}\n")  # in one piece: ranks share the stream
     sys.exit(2)

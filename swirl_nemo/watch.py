@@ -77,7 +77,8 @@ class Watch:
         place = beat.partition(" ")[2] or "its start"
         told = f"rank {rank} has not answered for {self._limit * self._interval:.0f} s, last seen in {place}"
         mend = f"({self._folder / str(rank)}): look at its node, then run the same command again"
-        print(f"swirl: error: {told} {mend}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"swirl: error: {told} {mend}\n")
+        sys.stderr.flush()
         os._exit(1)
 
     def at(self, part: str, stage: str | None = None) -> None:
