@@ -102,9 +102,34 @@ class RunConfig:
 
 
 @dataclass
+class ArchitectureConfig:
+    """A model's dimensions, under the names that they have in a NeMo checkpoint's model_config.yaml."""
+
+    num_layers: int = MISSING
+    hidden_size: int = MISSING
+    ffn_hidden_size: int = MISSING
+    num_attention_heads: int = MISSING
+    num_query_groups: int = MISSING
+    kv_channels: int = MISSING  # of one head
+    max_position_embeddings: int = MISSING
+    vocab_size: int = MISSING
+    override_vocab_size: int = MISSING  # rows of the embedding: vocab_size and padding
+    share_embeddings_and_output_weights: bool = MISSING
+    bias: bool = MISSING  # on every linear layer
+    qkv_bias: bool = MISSING  # on the QKV projection
+    qk_layernorm: bool = MISSING  # a norm on each head's query and key
+    normalization: str = MISSING
+    layernorm_epsilon: float = MISSING
+    activation: str = MISSING
+    rotary_base: float = MISSING
+
+
+@dataclass
 class ModelConfig:
     fwm: str = MISSING  # NeMo checkpoint folder that `swirl import` wrote
     idm: str = MISSING  # the same; ignored when weights are shared
+    # Dimensions for `swirl plan` and a dry run, which need no checkpoint; null: of model.fwm's model_config.yaml
+    architecture: ArchitectureConfig | None = MISSING
     weights: Weights = MISSING
     max_length: int = MISSING  # longest prompt plus completion, tokens
     logit_chunk: int = MISSING  # positions whose full-vocabulary logits exist at a time
