@@ -3,7 +3,10 @@
 import json
 import math
 import os
+from itertools import zip_longest
 from pathlib import Path
+
+_MEASURED = ("seconds/", "tokens_per_s/", "memory/")  # of the machine at that moment: no two runs agree on them
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -21,6 +24,20 @@ def read_lines(path: Path) -> list[dict]:
                 break
             raise ValueError(f"{path}:{number}: not a line of JSON ({error}): remove it") from None
     return records
+
+
+def first_difference(one: Path, other: Path) -> str | None:
+    """Where two metrics.jsonl first differ in any bit of anything but clocks and memory, in one line; else None."""
+    pairs = zip_longest(read_lines(one), read_lines(other), fillvalue={})
+    for number, (left, right) in enumerate(pairs, start=1):
+        if not left or not right:
+            return f"{other if left else one} ends before line {number}"
+        for name in left | right:
+            values = [json.dumps(line[name]) if name in line else "nothing" for line in (left, right)]
+            if values[0] != values[1] and not name.startswith(_MEASURED):
+                where = " ".join(str(left[key]) for key in ("phase", "role", "split", "model", "step") if key in left)
+                return f"line {number} ({where}): {name} is {values[0]} and {values[1]}"
+    return None
 
 
 def finite(value):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from swirl_nemo.config import Schedule, SwirlConfig
-from swirl_nemo.records import read_lines
+from swirl_nemo.records import first_difference, read_lines
 from swirl_nemo.runs import Run, check_settings, source
 from swirl_nemo.settings import compose
 
@@ -115,6 +115,26 @@ def test_metrics_are_one_strict_json_object_a_line(cfg):
     assert read == read_lines(run.metrics)
     assert 0 < first.pop("seconds/run") <= second.pop("seconds/run") < 100
     assert first == step(1, **{"kl/reference": None, "grad_norm": None, "text": "a\u2028b\nc"}) and second == step(2)
+
+
+def test_two_runs_are_compared_bit_for_bit_but_for_clocks_and_memory(cfg):
+    """A last bit, a missing field and a missing line are each named; seconds, tokens/s and memory never are."""
+    runs = []
+    for name in ("first", "second"):
+        cfg.run.name = name
+        with Run.open(cfg, is_main=True) as run:
+            run.log(step(1, **{"seconds/step": len(runs), "memory/peak_gb": len(runs), "kl/reference": math.nan}))
+            run.log(step(2, role="fwm"))
+        runs.append(run)
+    first, second = (run.metrics for run in runs)
+    assert first_difference(first, second) is None
+    whole = second.read_bytes()
+    second.write_bytes(whole.replace(b'"loss": 0.5', f'"loss": {math.nextafter(0.5, 1)}'.encode()))
+    assert first_difference(first, second) == "line 1 (idm 1): loss is 0.5 and 0.5000000000000001"
+    second.write_bytes(whole.replace(b', "role": "fwm"', b""))
+    assert first_difference(first, second) == 'line 2 (idm fwm 2): role is "fwm" and nothing'
+    second.write_bytes(whole[: whole.index(b"\n") + 1])
+    assert first_difference(first, second) == f"{second} ends before line 2"
 
 
 def test_lines_written_at_once_do_not_mix(cfg):
