@@ -1,6 +1,7 @@
 # make quickstart   the main job, small: 8 minutes after set-up, ends with a table and a report
 # make test         every test but those marked `long`
 # make test-fast    what needs no Megatron process but one, which counts operator calls: two minutes
+# make test-slurm   jobs on a real Slurm of two nodes: ten minutes; Debian's slurm-wlm and munge, and root
 # make lint         what pre-commit checks
 # The first call makes .venv from requirements/; a later one installs again only what a changed lock asks for.
 
@@ -8,20 +9,23 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 # A tiny model is slower on several threads than on one, and tests share the machine.
-test test-fast: export OMP_NUM_THREADS := 1
-test test-fast lint: export PATH := $(CURDIR)/.venv/bin:$(PATH)
+test test-fast test-slurm: export OMP_NUM_THREADS := 1
+test test-fast test-slurm lint: export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: quickstart test test-fast lint setup
+.PHONY: quickstart test test-fast test-slurm lint setup
 .DELETE_ON_ERROR:
 
 quickstart: setup
 	.venv/bin/swirl quickstart
 
 test: setup
-	pytest -m "not long"
+	pytest -m "not long and not slurm"
 
 test-fast: setup
-	pytest -m "not megatron and not slow and not long"
+	pytest -m "not megatron and not slow and not long and not slurm"
+
+test-slurm: setup
+	pytest -m slurm
 
 lint: setup
 	pre-commit run --all-files --show-diff-on-failure

@@ -164,16 +164,36 @@ def bench(
     measure(cfg, against_trl, json_file)
 
 
-@app.command(epilog="Example: swirl plan model=llama3_70b cluster=dgx_h100 cluster.nodes=8 precision=bf16")
-def plan(
+@app.command(epilog="Example: swirl submit cluster=dgx_h100 cluster.nodes=2 experiment=quickstart --dry-run")
+def submit(
     overrides: Overrides = (),
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="LIST", help="A job array, a run a seed: 1-3 or 1,4,7.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the batch script.")] = False,
 ) -> None:
-    """Memory of each GPU and host and seconds of a step, on paper, and what does not fit."""
-    cfg = compose(list(overrides))
-    from .planning import report
+    """Give a training run to Slurm, which starts it again until it is finished."""
+    from .cluster.submit import submit as give
 
-    report.plan(cfg, json_file)
+    for line in give(list(overrides), seeds=seeds, dry_run=dry_run):
+        typer.echo(line)
+
+
+@app.command(epilog="Example: srun swirl preflight cluster=dgx_h100 cluster.nodes=2")
+def preflight(overrides: Overrides = ()) -> int:
+    """What a job does on its nodes before it trains: look for a bad one; exit code 1 names it."""
+    from .cluster.preflight import preflight as look
+
+    return look(compose(list(overrides)))
+
+
+@app.command(epilog="Example: swirl status runs/latest")
+def status(run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Where a run is: its job, step, tokens/s, last metrics, and the attempts it took."""
+    from .cluster.status import status as known
+
+    for line in known(run_dir):
+        typer.echo(line)
 
 
 @app.command(epilog="Example: swirl doctor")

@@ -293,7 +293,7 @@ class SlurmConfig:
     chain: int = MISSING  # jobs in all, each after the one before
     max_failures: int = MISSING  # after so many in a row at the same step a run is not requeued any more
     setup: list[str] = MISSING  # shell lines before anything else: modules, an environment to activate
-    environment: dict[str, str] = MISSING  # exported to every task
+    environment: list[str] = MISSING  # NAME=VALUE, exported to every task
     container: ContainerConfig = MISSING
 
 

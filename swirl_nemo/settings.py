@@ -41,6 +41,15 @@ def launched() -> tuple[int, int] | None:
     return None
 
 
+def ranks() -> tuple[int, int, int]:
+    """Rank, rank within the node and number of processes, exported as torchrun does where srun started this process."""
+    env = os.environ
+    if "RANK" not in env and "SLURM_PROCID" in env:
+        for ours, theirs in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
+            env[ours] = env[f"SLURM_{theirs}"]
+    return int(env.get("RANK", "0")), int(env.get("LOCAL_RANK", "0")), int(env.get("WORLD_SIZE", "1"))
+
+
 OmegaConf.register_new_resolver(
     "launched", lambda what: dict(zip(("nodes", "devices"), launched() or (1, 1), strict=True))[what]
 )

@@ -52,12 +52,14 @@ start_munge() {
 
 end() { # PID_FILE
     [ -f "$1" ] || return 0
-    kill "$(cat "$1")" 2>/dev/null || true
+    local pid
+    pid=$(cat "$1") # the file goes with the process
+    kill "$pid" 2>/dev/null || true
     for _ in $(seq 50); do
-        kill -0 "$(cat "$1")" 2>/dev/null || return 0
+        kill -0 "$pid" 2>/dev/null || return 0
         sleep 0.1
     done
-    kill -9 "$(cat "$1")"
+    kill -9 "$pid"
 }
 
 export SLURM_CONF=$folder/slurm.conf

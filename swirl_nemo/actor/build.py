@@ -1,7 +1,6 @@
 """From a NeMo checkpoint's model_config.yaml and a run's configuration to a live actor on this process's device."""
 
 import logging
-import os
 import warnings
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.distributed import distributed_c10d
 
 from ..checkpoint.huggingface import read_model_config
 from ..config import Dtype, Recompute, SwirlConfig
+from ..settings import ranks
 from ..stack import on_cpu, prepare
 
 # What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the
@@ -86,9 +86,7 @@ def init_process_group(cfg: SwirlConfig) -> None:
     timeout = timedelta(minutes=cfg.cluster.timeout_minutes)
     backend = "gloo" if on_cpu() else "nccl"
     if cfg.cluster.nodes * cfg.cluster.devices > 1:
-        if "RANK" not in os.environ and "SLURM_PROCID" in os.environ:
-            for ours, theirs in (("RANK", "PROCID"), ("LOCAL_RANK", "LOCALID"), ("WORLD_SIZE", "STEP_NUM_TASKS")):
-                os.environ[ours] = os.environ[f"SLURM_{theirs}"]
+        ranks()
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
