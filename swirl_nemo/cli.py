@@ -164,6 +164,18 @@ def bench(
     measure(cfg, against_trl, json_file)
 
 
+@app.command(epilog="Example: swirl plan model=llama3_70b cluster=dgx_h100 cluster.nodes=8 precision=bf16")
+def plan(
+    overrides: Overrides = (),
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
+) -> None:
+    """Memory of each GPU and host and seconds of a step, on paper, and what does not fit."""
+    cfg = compose(list(overrides))
+    from .planning import report
+
+    report.plan(cfg, json_file)
+
+
 @app.command(epilog="Example: swirl submit cluster=dgx_h100 cluster.nodes=2 experiment=quickstart --dry-run")
 def submit(
     overrides: Overrides = (),
