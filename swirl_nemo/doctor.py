@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 import psutil
@@ -16,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed
 
-NEEDED = ("nemo_toolkit", "nemo_aligner", "megatron-core", "lightning", "transformers", "hydra-core", "omegaconf")
-NEEDED_ON_GPU = ("transformer_engine", "apex")
+from . import versions
+
+NEEDED = ("lightning", "transformers", "hydra-core", "omegaconf")
 COLLECTIVE_SECONDS = 120.0
 
 Finding = tuple[str, str, bool]  # what, what was found, whether a run could do without
@@ -34,14 +34,14 @@ def examine() -> int:
 
 
 def _versions() -> list[Finding]:
-    installed = {dist.metadata["Name"].lower().replace("-", "_"): dist.version for dist in metadata.distributions()}
-    names = NEEDED + (NEEDED_ON_GPU if torch.cuda.is_available() else ())
-    versions = [(name, installed.get(name.lower().replace("-", "_"))) for name in names]
-    return [
-        ("python", platform.python_version(), True),
-        ("torch", torch.__version__, True),
-        *((name, version or "not installed", version is not None) for name, version in versions),
-    ]
+    gpu = torch.cuda.is_available()
+    findings = [("python", platform.python_version(), True)]
+    for package in versions.STACK:
+        fault = versions.fault(package, gpu=gpu)
+        if fault or (found := versions.installed(package.name)):
+            findings.append((package.name, fault or found, fault is None))
+    others = [(name, versions.installed(name)) for name in NEEDED]
+    return findings + [(name, version or "not installed", version is not None) for name, version in others]
 
 
 def _devices() -> list[Finding]:

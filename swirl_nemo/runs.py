@@ -7,13 +7,10 @@ metrics.jsonl is the record; TensorBoard's files are a copy of it, made anew whe
 process writes.
 """
 
-import importlib.metadata
 import os
-import platform
 import shutil
-import subprocess
 import time
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -22,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from .config import SwirlConfig
+from .environment import HERE, environment, source
 from .records import finite, json_line, read_lines, write, write_json
 from .roles import ROLES
 
@@ -173,7 +171,7 @@ class Run:
             return
         from .evaluation.report import held_out_table, write_report
 
-        commit = source(Path(__file__).parent)["commit"]
+        commit = source(HERE)["commit"]
         summary = finite({**summary, "seconds": round(self._seconds(), 3), "commit": commit})
         write_json(self.folder / "summary.json", summary)
         self._display.finish(held_out_table(summary), write_report(self.folder))
@@ -280,40 +278,6 @@ def _feed(loggers: list, record: dict) -> None:
     for logger in loggers:
         logger.log_metrics(numbers, step)
         logger.save()
-
-
-def environment(cfg: SwirlConfig) -> dict:
-    """What a run was made with. Versions, not environment variables: those hold secrets."""
-    return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "seed": cfg.run.seed,
-        "layout": {
-            "nodes": cfg.cluster.nodes,
-            "devices": cfg.cluster.devices,
-            "backend": cfg.cluster.backend,
-            "tensor": cfg.parallel.tensor,
-            "pipeline": cfg.parallel.pipeline,
-            "sequence": cfg.parallel.sequence,
-        },
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        **source(Path(__file__).parent),
-        "versions": dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())),
-    }
-
-
-def source(folder: Path) -> dict:
-    """{"commit": hash, "dirty": bool} of the git checkout whose tracked files `folder` holds, else nulls."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-    # an installed package may lie, untracked, inside another project's checkout
-    if shutil.which("git") is None or not git("ls-tree", "--name-only", "HEAD", "."):
-        return {"commit": None, "dirty": None}
-    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "."))}
 
 
 def _point(link: Path, name: str) -> None:

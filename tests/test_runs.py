@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from swirl_nemo.config import Schedule, SwirlConfig
+from swirl_nemo.environment import source
 from swirl_nemo.records import first_difference, read_lines
-from swirl_nemo.runs import Run, check_settings, source
+from swirl_nemo.runs import Run, check_settings
 from swirl_nemo.settings import compose
 
 

@@ -25,7 +25,7 @@ def describe(folder: Path, names: list[str]) -> dict[str, dict]:
     described = {}
     for name in names:
         sync(folder / name)
-        described[name] = {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        described[name] = {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
     return described
 
 
@@ -55,7 +55,7 @@ def fault(folder: Path, part: int = 0, parts: int = 1) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:
             return f"{name} has {path.stat().st_size} bytes, not {expected['size']}"
-        if _sha256(path) != expected["sha256"]:
+        if sha256(path) != expected["sha256"]:
             return f"{name} is not what was written (SHA-256)"
     return None
 
@@ -83,7 +83,8 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while block := file.read(BLOCK):

@@ -5,7 +5,6 @@ whose target is gone is an error, because an unpatched name would fail later and
 """
 
 import importlib
-import importlib.metadata
 import multiprocessing
 import sys
 import types
@@ -15,12 +14,12 @@ from typing import Any
 
 import torch
 
+from .. import versions
 from ..products import Linear
 from . import cpu_torch
 from .adam import FusedAdam
 
-NEMO, MCORE, ALIGNER = "nemo-toolkit 2.2.1", "megatron-core 0.11.0", "nemo-aligner 0.7.0"
-TORCH = "torch 2.13.0"
+NEMO, MCORE, TORCH = map(versions.verified, ("nemo-toolkit", "megatron-core", "torch"))
 
 
 class StackError(ValueError):
@@ -238,11 +237,9 @@ def apply_all() -> None:
     global _applied
     if _applied:
         return
-    for wanted in {ALIGNER, *(patch.version for patch in TABLE)}:
-        package, _, version = wanted.partition(" ")
-        installed = importlib.metadata.version(package).partition("+")[0]
-        if installed != version:
-            raise StackError(f"{package} {installed} is installed, but this project runs on {version} without a GPU")
+    for package in versions.STACK:
+        if fault := versions.fault(package, gpu=False):
+            raise StackError(f"{fault}: without a GPU this project runs on what requirements/ pins")
     _replace_tensorrt_llm()
     for patch in TABLE:
         apply(patch)
