@@ -1,4 +1,4 @@
-"""docs/runs/memory.json: what the real actor was seen to take, against closed forms, torch's allocator, and a second look.
+"""docs/runs/memory.json: what the real actor takes, against closed forms, torch's allocator and a second look.
 
 What `swirl plan` computes is held against the same record elsewhere. Not shown here: what CUDA kernels use inside.
 """
@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from workers.layouts import TESTS, run_module
-from workers.memory import CASES, Case, Live, allocator_peak, peak
+from workers.memory import CASES, Case, Live, Shape, allocator_peak, peak
 
 RECORD = json.loads((TESTS.parent / "docs" / "runs" / "memory.json").read_text())
-AGAIN = "TP2 SP bf16"
+AGAIN = "single full recompute"
 
 
 def width(case: Case) -> int:
@@ -20,13 +20,16 @@ def width(case: Case) -> int:
     return 2 if "precision=bf16" in case.options else 4
 
 
+def vocabulary(shape: Shape) -> int:
+    return -(-(shape.words + 12) // 128) * 128 * shape.hidden
+
+
 def parameters(case: Case) -> int:
     """Of all ranks' copies, by hand: layers without biases; norms are whole on every tensor-parallel rank; tied
     embeddings are on the first stage and on the last."""
     shape = case.shape
-    vocabulary = -(-(shape.words + 12) // 128) * 128 * shape.hidden
     attention = 2 * shape.hidden * shape.hidden // shape.heads * (shape.heads + shape.kv_heads)
-    split = shape.layers * (attention + 3 * shape.hidden * shape.ffn) + vocabulary * (
+    split = shape.layers * (attention + 3 * shape.hidden * shape.ffn) + vocabulary(shape) * (
         1 if shape.tied and case.pipeline == 1 else 2
     )
     norms = (2 * shape.layers + 1) * shape.hidden
@@ -81,9 +84,11 @@ def test_what_stands_is_what_closed_forms_say(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_peaks_are_those_of_torchs_allocator(name):
-    """But for what kernels and gloo use inside, which the allocator sees too."""
+    """But for what kernels and gloo use inside, and for a second gradient of tied embeddings (workers/memory.py)."""
+    shape = CASES[name].shape
+    extra = vocabulary(shape) * 4 if shape.tied else 0
     for rank in RECORD[name]["ranks"]:
-        assert rank["train"]["allocator"] == pytest.approx(rank["train"]["peak"], rel=0.16)
+        assert -extra <= rank["train"]["allocator"] - rank["train"]["peak"] < 0.15 * rank["train"]["peak"]
 
 
 @pytest.mark.slow

@@ -3,9 +3,10 @@
     cd tests && OMP_NUM_THREADS=1 python -m workers.memory ../docs/runs [CASE...]
 
 Weights, gradients, optimizer state, keys and values, and host copies are the bytes of their storages. For what comes
-and goes, `Live` counts every storage that an operator returns, from then until it is gone: exact, and the same on every
-device, since what a kernel uses inside is left out. The training step's `allocator` is that peak by the events of
-torch's CPU allocator, with what kernels and gloo use inside.
+and goes, `Live` counts every storage that an operator returns, from then until it is gone: the same on every device,
+since what a kernel uses inside is left out. The training step's `allocator` is its peak by the events of torch's CPU
+allocator, with what kernels and gloo use inside. Where they differ otherwise, Live is the one that is wrong: while it
+watches, autograd adds the two gradients of tied embeddings out of place.
 """
 
 import json
