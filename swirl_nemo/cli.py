@@ -192,11 +192,11 @@ def submit(
 
 
 @app.command(epilog="Example: srun swirl preflight cluster=dgx_h100 cluster.nodes=2")
-def preflight(overrides: Overrides = ()) -> int:
+def preflight(overrides: Overrides = ()) -> None:
     """What a job does on its nodes before it trains: look for a bad one; exit code 1 names it."""
     from .cluster.preflight import preflight as look
 
-    return look(compose(list(overrides)))
+    look(compose(list(overrides)))
 
 
 @app.command(epilog="Example: swirl status runs/latest")

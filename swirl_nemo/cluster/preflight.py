@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import torch
@@ -28,6 +29,7 @@ from ..settings import ranks
 
 BAD = 1
 GRACE = 5.0  # seconds that others wait longer than the first process, which says what is wrong
+LINGER = 1.0  # seconds: the store ends with the first process, and others may still read it
 ELEMENTS = 1 << 20  # of a collective, float32
 _QUERY = "driver_version,memory.free,ecc.errors.uncorrected.volatile.total"
 
@@ -42,8 +44,8 @@ class Report:
     devices: list[tuple[str, float, str]]
 
 
-def preflight(cfg: SwirlConfig) -> int:
-    """0 where all is well; else the process ends with BAD, after a line on standard error for each fault.
+def preflight(cfg: SwirlConfig) -> NoReturn:
+    """Ends the process: with 0 where all is well; with BAD, after a line on standard error for each fault.
 
     Started once a process as training is, by srun or torchrun: finds the first node by MASTER_ADDR and MASTER_PORT.
     SWIRL_NODES, of the batch script, names the nodes in the order of their ranks.
@@ -54,18 +56,15 @@ def preflight(cfg: SwirlConfig) -> int:
     watchdog.daemon = True
     watchdog.start()
     nodes = os.environ.get("SWIRL_NODES", socket.gethostname()).split(",")
-    meeting = Meeting(nodes, rank, world, time.monotonic() + limit)
     try:
+        meeting = Meeting(nodes, rank, world, time.monotonic() + limit)
         found = meeting.lead(cfg, local) if rank == 0 else meeting.follow(cfg, local)
     except dist.DistError as error:
-        found = [f"{meeting.node}: rank {rank}: {' '.join(str(error).split())}"]
-    watchdog.cancel()
+        found = [f"{socket.gethostname()}: rank {rank}: {str(error).splitlines()[0]}"]
     for fault in found:
         sys.stderr.write(f"swirl: preflight: {fault}\n")
     sys.stderr.flush()
-    if found:
-        os._exit(BAD)  # a thread may still wait in a collective, and would abort an ordinary end
-    return 0
+    os._exit(BAD if found else 0)  # threads wait in C++, and an ordinary end would abort
 
 
 class Meeting:
@@ -91,7 +90,9 @@ class Meeting:
         if found := self._verdict([*late, *faults(reports, cfg)]):
             return found
         threading.Thread(target=self._collectives, args=(cfg, local), daemon=True).start()
-        return self._added("within its node") or self._added("across nodes")
+        found = self._added("within its node") or self._added("across nodes")
+        time.sleep(LINGER)
+        return found
 
     def follow(self, cfg: SwirlConfig, local: int) -> list[str]:
         """Nothing, or what only this process knows."""
@@ -101,7 +102,7 @@ class Meeting:
             self._report(cfg)
         self._store.wait(["verdict"], self._left())
         if self._store.get("verdict") != b"":
-            sys.exit(BAD)
+            os._exit(BAD)
         return self._collectives(cfg, local)
 
     def _report(self, cfg: SwirlConfig) -> None:
@@ -110,7 +111,7 @@ class Meeting:
     def _verdict(self, found: list[str]) -> list[str]:
         self._store.set("verdict", "\n".join(found))
         if found:
-            time.sleep(1)  # the store ends with this process, and the others are to read it
+            time.sleep(LINGER)
         return found
 
     def _collectives(self, cfg: SwirlConfig, local: int) -> list[str]:
