@@ -164,48 +164,24 @@ def bench(
     measure(cfg, against_trl, json_file)
 
 
-@app.command(epilog="Example: swirl plan model=llama3_70b cluster=dgx_h100 cluster.nodes=8 precision=bf16")
+@app.command(epilog="Example: swirl plan model=llama3_70b cluster=dgx_h100 cluster.nodes=8 precision=bf16 --search")
 def plan(
     overrides: Overrides = (),
+    search: Annotated[bool, typer.Option("--search", help="Look for the fastest layouts that fit.")] = False,
+    lengths: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(
+            metavar="STATE NEXT ACTION", help="Mean tokens of each; without it, the longest that are allowed."
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")] = None,
 ) -> None:
     """Memory of each GPU and host and seconds of a step, on paper, and what does not fit."""
     cfg = compose(list(overrides))
     from .planning import report
+    from .planning.work import Lengths
 
-    report.plan(cfg, json_file)
-
-
-@app.command(epilog="Example: swirl submit cluster=dgx_h100 cluster.nodes=2 experiment=quickstart --dry-run")
-def submit(
-    overrides: Overrides = (),
-    seeds: Annotated[
-        str | None, typer.Option(metavar="LIST", help="A job array, a run a seed: 1-3 or 1,4,7.", show_default=False)
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the batch script.")] = False,
-) -> None:
-    """Give a training run to Slurm, which starts it again until it is finished."""
-    from .cluster.submit import submit as give
-
-    for line in give(list(overrides), seeds=seeds, dry_run=dry_run):
-        typer.echo(line)
-
-
-@app.command(epilog="Example: srun swirl preflight cluster=dgx_h100 cluster.nodes=2")
-def preflight(overrides: Overrides = ()) -> None:
-    """What a job does on its nodes before it trains: look for a bad one; exit code 1 names it."""
-    from .cluster.preflight import preflight as look
-
-    look(compose(list(overrides)))
-
-
-@app.command(epilog="Example: swirl status runs/latest")
-def status(run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """Where a run is: its job, step, tokens/s, last metrics, and the attempts it took."""
-    from .cluster.status import status as known
-
-    for line in known(run_dir):
-        typer.echo(line)
+    report.plan(cfg, Lengths(*lengths) if lengths else None, search, json_file)
 
 
 @app.command(epilog="Example: swirl doctor")

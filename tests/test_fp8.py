@@ -40,7 +40,9 @@ def nearest(value: float, mantissa: int, least: int, largest: float) -> float:
 def test_rounding_is_that_of_the_formats_definition(kind, form):
     """Normal and subnormal numbers, ties, and saturation, from Micikevicius et al. 2022, table 1; scales are powers of
     two, so that dividing by them is exact."""
-    values = torch.cat([drawn(300) * 2.0 ** torch.linspace(-20, 20, 300).round(), torch.tensor([0.0, 1.0625, 1.125, -1e9])])
+    values = torch.cat(
+        [drawn(300) * 2.0 ** torch.linspace(-20, 20, 300).round(), torch.tensor([0.0, 1.0625, 1.125, -1e9])]
+    )
     for scale in (0.25, 1.0, 64.0):
         expected = [nearest(value * scale, *form) / scale for value in values.tolist()]
         assert rounded(values, torch.tensor(scale), kind).tolist() == expected

@@ -208,7 +208,8 @@ class SwirlActor(MegatronGPTActorModel):
                 if non_loss_data:
                     return spread
                 part, sums = batch.loss(spread[0], spread[1])
-                return part * scale, sums
+                # Kept until the last micro-batch is done: with its graph, the stage's input and its gradient would be
+                return part * scale, {name: value.detach() for name, value in sums.items()}
 
             return output, loss
 
@@ -231,7 +232,6 @@ def _add(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     total: dict[str, Tensor] = {}
     for part in parts:
         for name, value in part.items():
-            value = value.detach()
             if name not in total:
                 total[name] = value
             else:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from ..config import ArchitectureConfig, SwirlConfig
+from ..config import ArchitectureConfig, Dtype, Fp8, Recompute, SwirlConfig
+
+FLOAT = 4  # bytes of a float32
 
 # What an imported checkpoint's model_config.yaml leaves out where its family has none (checkpoint/families)
 _UNSAID = {"qkv_bias": False, "qk_layernorm": False}
@@ -136,3 +138,51 @@ def stages(a: ArchitectureConfig, layout: Layout) -> list[Stage]:
 def parameters(a: ArchitectureConfig) -> int:
     """Of the whole model."""
     return Stage(0, a.num_layers, True, True).parameters(a, 1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What of a configuration decides about a GPU's memory."""
+
+    a: ArchitectureConfig
+    layout: Layout
+    dtype: Dtype
+    recompute: Recompute
+    logit_chunk: int
+    fp8: bool = False
+    fp8_params: bool = False
+    fp8_edge_layers: int = 0
+
+    @classmethod
+    def of(cls, cfg: SwirlConfig, a: ArchitectureConfig) -> "Model":
+        precision = cfg.precision
+        fp8 = precision.fp8 is not Fp8.none and not precision.emulate
+        return cls(
+            a,
+            Layout.of(cfg),
+            precision.dtype,
+            cfg.model.recompute,
+            cfg.model.logit_chunk,
+            fp8,
+            fp8 and precision.fp8_params,
+            precision.fp8_edge_layers,
+        )
+
+    @property
+    def d(self) -> Dimensions:
+        return Dimensions(self.a)
+
+    @property
+    def w(self) -> int:
+        """Bytes of a weight and of an activation."""
+        return 2 if self.dtype is Dtype.bf16 else FLOAT
+
+    @property
+    def master(self) -> int:
+        """Of a weight's float32 copy in the optimizer, where the weight is none itself."""
+        return FLOAT if self.dtype is Dtype.bf16 else 0
+
+    @property
+    def split(self) -> int:
+        """Ranks among which norms and residuals divide their tokens."""
+        return self.layout.tensor if self.layout.sequence else 1

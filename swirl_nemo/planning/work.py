@@ -25,12 +25,26 @@ class Lengths:
         y, z = cfg.data.fwm.max_length, cfg.data.idm.max_length
         return cls(max(cfg.model.max_length - y - z, 1), y, z)
 
+    def check(self, cfg: SwirlConfig) -> None:
+        """Raises ValueError where they are longer than `cfg` allows."""
+        for size, key in ((self.next_state, "data.fwm.max_length"), (self.action, "data.idm.max_length")):
+            most = getattr(cfg.data, key.split(".")[1]).max_length
+            if not 1 <= size <= most:
+                raise ValueError(f"--lengths: {size:g} tokens, and {key}={most}: give 1 to {most}, or a longer {key}")
+        total = self.state + self.next_state + self.action
+        if self.state < 1 or total > cfg.model.max_length:
+            raise ValueError(
+                f"--lengths: {total:g} tokens in all, and model.max_length={cfg.model.max_length}: give fewer, "
+                f"or a longer model.max_length"
+            )
+
 
 @dataclass(frozen=True)
 class Micro:
     """`count` micro-batches of a data-parallel replica, each of `prefixes` shared prefixes and `rows` rows.
 
-    scored: tokens a row for which the head runs.
+    own: a row's tokens behind its prefix that are run, all but the last, which predicts nothing; scored: those for
+    which the head runs.
     """
 
     count: int
@@ -63,13 +77,20 @@ def micro(rows: float, size: int, group: int, prefix: float, own: float, scored:
 
 @dataclass(frozen=True)
 class Rollout:
-    """`pieces` one after the other of `prompts` prompts with `rows` rows in all, of a data-parallel replica."""
+    """`pieces` one after the other of `prompts` prompts with `rows` rows in all, of a data-parallel replica. A piece
+    takes as many tokens as its `longest` row; `truncates`: by top-k or top-p."""
 
     pieces: int
     prompts: int
     rows: int
     prompt: float
     completion: float
+    longest: float
+    truncates: bool
+
+    @property
+    def tokens(self) -> float:
+        return self.pieces * self.rows * self.completion
 
 
 @dataclass(frozen=True)
@@ -90,17 +111,17 @@ def phase_work(cfg: SwirlConfig, role: RoleName, lengths: Lengths, layout: Layou
     prompt, completion, target = (x + z, y, z) if role is RoleName.fwm else (x + y, z, y)
     prompts = math.ceil(phase.prompts / layout.data)
     rows, group, sizes = prompts * phase.group, phase.group, cfg.parallel
-    passes = {"reward": micro(rows, sizes.score_batch, group, x, completion + target, target)}
+    passes = {"reward": micro(rows, sizes.score_batch, group, x, completion + target - 1, target)}
     if phase.kl_beta:
-        passes["reference"] = micro(rows, sizes.score_batch, group, prompt, completion, completion)
-    train = [micro(rows / phase.optimizer_steps, sizes.micro_batch, group, prompt, completion, completion)]
+        passes["reference"] = micro(rows, sizes.score_batch, group, prompt, completion - 1, completion)
+    train = [micro(rows / phase.optimizer_steps, sizes.micro_batch, group, prompt, completion - 1, completion)]
     for weight, count in ((phase.replay, phase.replay_batch), (phase.mstep, phase.prompts)):
         if weight:
             share = math.ceil(count / phase.optimizer_steps / layout.data)
-            train.append(micro(share, sizes.micro_batch, 1, prompt, completion, completion))
+            train.append(micro(share, sizes.micro_batch, 1, prompt, completion - 1, completion))
     return PhaseWork(
         role=role.value,
-        rollout=_rollout(prompts, group, sizes.rollout_batch, prompt, completion),
+        rollout=_rollout(cfg, role, prompts, prompt, completion),
         passes=passes,
         train=train,
         optimizer_steps=phase.optimizer_steps,
@@ -108,12 +129,17 @@ def phase_work(cfg: SwirlConfig, role: RoleName, lengths: Lengths, layout: Layou
     )
 
 
-def _rollout(prompts: int, group: int, batch: int, prompt: float, completion: float) -> Rollout:
+def _rollout(cfg: SwirlConfig, role: RoleName, prompts: int, prompt: float, completion: float) -> Rollout:
     """As rollout.engine divides them: whole groups where one fits into the batch."""
-    if group > batch:
-        return Rollout(prompts * math.ceil(group / batch), 1, batch, prompt, completion)
-    together = min(batch // group, prompts)
-    return Rollout(math.ceil(prompts / together), together, together * group, prompt, completion)
+    phase, batch = getattr(cfg.phase, role.value), cfg.parallel.rollout_batch
+    longest = getattr(cfg.data, role.value).max_length
+    truncates = phase.sampling.top_k > 0 or phase.sampling.top_p < 1
+    if phase.group > batch:
+        pieces = prompts * math.ceil(phase.group / batch)
+        return Rollout(pieces, 1, batch, prompt, completion, longest, truncates)
+    together = min(batch // phase.group, prompts)
+    pieces, rows = math.ceil(prompts / together), together * phase.group
+    return Rollout(pieces, together, rows, prompt, completion, longest, truncates)
 
 
 def copies(weights: Weights, reference: bool) -> int:

@@ -1,0 +1,196 @@
+"""A configuration's plan, whether it fits, what would make it fit, and the fastest layouts that do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from ..checks import check
+from ..config import ArchitectureConfig, Recompute, SwirlConfig, Weights
+from .architecture import Layout, Model, architecture, parameters
+from .memory import ROLLOUT, STANDING, TRAINING, DeviceMemory, Memory, memory
+from .seconds import StepTime, step_times
+from .work import Lengths
+
+GB = 1e9
+Change = dict[str, Any]  # values by dotted key
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """The first thing that does not fit: `needed` bytes with all that stands before it, of `there`."""
+
+    what: str
+    where: str
+    needed: float
+    there: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    parameters: int
+    layout: Layout
+    lengths: Lengths
+    memory: Memory
+    steps: list[StepTime]  # one a phase
+    misfit: Misfit | None
+    hours: float  # of all phases of all iterations
+
+
+def make_plan(cfg: SwirlConfig, a: ArchitectureConfig, lengths: Lengths) -> Plan:
+    """Raises ValueError where training would refuse the combination."""
+    check(cfg, cfg.cluster.nodes * cfg.cluster.devices)
+    model = Model.of(cfg, a)
+    needed, steps = memory(cfg, a), step_times(cfg, model, lengths)
+    seconds = sum(step.seconds * getattr(cfg.phase, step.role).steps for step in steps)
+    hours = cfg.alternation.iterations * seconds / 3600
+    return Plan(parameters(a), model.layout, lengths, needed, steps, misfit(cfg, needed), hours)
+
+
+def misfit(cfg: SwirlConfig, needed: Memory) -> Misfit | None:
+    """What stands on a GPU is looked at first, then training, rollout and scoring, then the host."""
+    hardware = cfg.cluster.hardware
+    there = hardware.memory_gb * GB
+    device = max(needed.devices, key=lambda device: device.peak)
+    for what, total in _growing(device):
+        if total > there:
+            return Misfit(what, f"on each GPU of pipeline stage {device.stage}", total, there)
+    if needed.host.weight_sets > hardware.host_memory_gb * GB:
+        return Misfit("named weight sets", "on each host", needed.host.weight_sets, hardware.host_memory_gb * GB)
+    return None
+
+
+def _growing(device: DeviceMemory) -> Iterator[tuple[str, float]]:
+    total = device.parts["reserved"]
+    for name in STANDING:
+        total += device.parts[name]
+        yield name, total
+    for names in (TRAINING, ROLLOUT):
+        passing = total
+        for name in names:
+            passing += device.parts[name]
+            yield name, passing
+    yield "scoring", total + device.scoring + device.parts["kept support"]
+
+
+# other configurations
+
+
+def changed(cfg: SwirlConfig, change: Change) -> SwirlConfig:
+    """`cfg` with other values."""
+    for key, value in change.items():
+        cfg = _set(cfg, key.split("."), value)
+    return cfg
+
+
+def _set(node: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    return replace(node, **{name: _set(getattr(node, name), rest, value) if rest else value})
+
+
+def overrides(change: Change) -> str:
+    """As they are typed."""
+    words = {True: "true", False: "false"}
+    return " ".join(f"{key}={words.get(value, value) if isinstance(value, bool) else getattr(value, 'name', value)}"
+                    for key, value in change.items())  # fmt: skip
+
+
+def allowed(cfg: SwirlConfig, a: ArchitectureConfig) -> bool:
+    """Whether training would take it: the same checks, before any process starts."""
+    try:
+        check(cfg, cfg.cluster.nodes * cfg.cluster.devices)
+    except ValueError:
+        return False
+    return True
+
+
+def mends(cfg: SwirlConfig, a: ArchitectureConfig) -> list[Change]:
+    """Single changes with which everything fits, those that cost least time first."""
+    found = []
+    for change in _single_changes(cfg):
+        other = changed(cfg, change)
+        if allowed(other, a) and misfit(other, memory(other, a)) is None:
+            found.append(change)
+    return found
+
+
+def _single_changes(cfg: SwirlConfig) -> Iterator[Change]:
+    parallel = cfg.parallel
+    if parallel.tensor > 1 and not parallel.sequence:
+        yield {"parallel.sequence": True}
+    for key in ("rollout_batch", "micro_batch", "score_batch"):
+        size = getattr(parallel, key) // 2
+        while size:
+            yield {f"parallel.{key}": size}
+            size //= 2
+    for recompute in (Recompute.selective, Recompute.full):
+        if cfg.model.recompute is not recompute:
+            yield {"model.recompute": recompute}
+    for factor in (2, 4, 8):
+        if parallel.tensor * factor <= cfg.cluster.devices:
+            yield {"parallel.tensor": parallel.tensor * factor, "parallel.sequence": True}
+        yield {"parallel.pipeline": parallel.pipeline * factor}
+    for factor in (2, 4, 8):
+        yield {"cluster.nodes": cfg.cluster.nodes * factor}
+    if cfg.model.weights is Weights.separate:
+        yield {"model.weights": Weights.shared}
+
+
+@dataclass(frozen=True)
+class Found:
+    change: Change
+    plan: Plan
+
+
+def search(cfg: SwirlConfig, lengths: Lengths, most: int) -> list[Found]:
+    """The fastest `most` layouts that fit, by the hours of all phases, precision and GPUs as configured.
+
+    Of rollout batches the largest that fits is the fastest, and of recomputation the least.
+    """
+    a = architecture(cfg)
+    found = []
+    for change in _layouts(cfg, a):
+        fitting = _fitting(cfg, a, change)
+        if fitting is not None:
+            found.append(Found(fitting, make_plan(changed(cfg, fitting), a, lengths)))
+    return sorted(found, key=lambda one: one.plan.hours)[:most]
+
+
+def _fitting(cfg: SwirlConfig, a: ArchitectureConfig, change: Change) -> Change | None:
+    for recompute, rollout in product(Recompute, _ROLLOUT):
+        full = change | {"model.recompute": recompute, "parallel.rollout_batch": rollout}
+        other = changed(cfg, full)
+        if not allowed(other, a):
+            continue
+        one = misfit(other, memory(other, a))
+        if one is None:
+            return full
+        if one.what in STANDING:
+            return None
+    return None
+
+
+def _layouts(cfg: SwirlConfig, a: ArchitectureConfig) -> Iterator[Change]:
+    """Tensor parallel within a node; all that divide heads, layers and GPUs."""
+    gpus = cfg.cluster.nodes * cfg.cluster.devices
+    for tensor, pipeline in product(_divisors(cfg.cluster.devices), _divisors(a.num_layers)):
+        if pipeline > _MOST_STAGES or a.num_query_groups % tensor or gpus % (tensor * pipeline * cfg.parallel.context):
+            continue
+        virtuals = _divisors(a.num_layers // pipeline) if pipeline > 1 else [1]
+        for virtual, micro in product(virtuals, _MICRO):
+            if virtual <= _MOST_VIRTUAL:
+                yield {
+                    "parallel.tensor": tensor,
+                    "parallel.sequence": tensor > 1,
+                    "parallel.pipeline": pipeline,
+                    "parallel.virtual_pipeline": virtual,
+                    "parallel.micro_batch": micro,
+                }
+
+
+_MOST_STAGES, _MOST_VIRTUAL = 16, 10
+_MICRO, _ROLLOUT = (1, 2, 4, 8, 16), (512, 256, 128, 64)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
