@@ -184,6 +184,38 @@ def plan(
     report.plan(cfg, Lengths(*lengths) if lengths else None, search, json_file)
 
 
+@app.command(epilog="Example: swirl submit cluster=dgx_h100 cluster.nodes=2 experiment=quickstart --dry-run")
+def submit(
+    overrides: Overrides = (),
+    seeds: Annotated[
+        str | None, typer.Option(metavar="LIST", help="A job array, a run a seed: 1-3 or 1,4,7.", show_default=False)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the batch script.")] = False,
+) -> None:
+    """Give a training run to Slurm, which starts it again until it is finished."""
+    from .cluster.submit import submit as give
+
+    for line in give(list(overrides), seeds=seeds, dry_run=dry_run):
+        typer.echo(line)
+
+
+@app.command(epilog="Example: srun swirl preflight cluster=dgx_h100 cluster.nodes=2")
+def preflight(overrides: Overrides = ()) -> None:
+    """What a job does on its nodes before it trains: look for a bad one; exit code 1 names it."""
+    from .cluster.preflight import preflight as look
+
+    look(compose(list(overrides)))
+
+
+@app.command(epilog="Example: swirl status runs/latest")
+def status(run_dir: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Where a run is: its job, step, tokens/s, last metrics, and the attempts it took."""
+    from .cluster.status import status as known
+
+    for line in known(run_dir):
+        typer.echo(line)
+
+
 @app.command(epilog="Example: swirl doctor")
 def doctor() -> int:
     """Versions, devices, memory, a collective between two processes; exit code 1 where something needed is missing."""
