@@ -72,6 +72,14 @@ def _check_model(key: str, folder: Path, cfg: SwirlConfig) -> None:
     except YAMLError as error:
         what = " ".join(str(error).split())
         raise ValueError(f"{key}={folder}: model_config.yaml is no plain YAML ({what}): import it again") from None
+    check_architecture(cfg, model, str(file))
+
+
+def check_architecture(cfg: SwirlConfig, model: Any, where: str) -> None:
+    """A model's dimensions, under the names of a model_config.yaml, can be split and are as long as `cfg` asks.
+
+    Raises ValueError, one line, naming `where` they stand.
+    """
     divided = {
         "tensor": ("num_attention_heads", "num_query_groups", "ffn_hidden_size"),
         "pipeline": ("num_layers",),
@@ -79,13 +87,14 @@ def _check_model(key: str, folder: Path, cfg: SwirlConfig) -> None:
     for axis, names in divided.items():
         size = getattr(cfg.parallel, axis)
         for name in names:
-            if model[name] % size:
+            count = getattr(model, name)
+            if count % size:
                 raise ValueError(
-                    f"parallel.{axis}={size}: does not divide the {model[name]} {name} of {file}: give a divisor of it"
+                    f"parallel.{axis}={size}: does not divide the {count} {name} of {where}: give a divisor of it"
                 )
     if cfg.model.max_length > model.max_position_embeddings:
         raise ValueError(
-            f"model.max_length={cfg.model.max_length}: {file} allows {model.max_position_embeddings} positions: "
+            f"model.max_length={cfg.model.max_length}: {where} allows {model.max_position_embeddings} positions: "
             f"give at most {model.max_position_embeddings}"
         )
 

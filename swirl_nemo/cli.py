@@ -119,8 +119,20 @@ def annotate(overrides: Overrides = ()) -> None:
 
 
 @app.command(epilog="Example: torchrun --nproc-per-node 2 -m swirl_nemo train experiment=quickstart parallel=tp2")
-def train(overrides: Overrides = ()) -> None:
+def train(
+    overrides: Overrides = (),
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Build rank 0 of the whole world without memory, print the plan, and end."),
+    ] = False,
+) -> None:
     """Warm-up, then iterations of annotation, Phase I and Phase II. The same command goes on where a run stopped."""
+    if dry_run:
+        cfg = compose(list(overrides))
+        from .dry_run import dry_run as build
+
+        build(cfg)
+        return
     cfg = load(list(overrides))
     from . import alternation
 

@@ -164,6 +164,10 @@ class SwirlActor(MegatronGPTActorModel):
         """Whether the optimizer has moments: it has none before its first step."""
         return bool(self._optimizer.mcore_optimizer.optimizer.state)
 
+    def optimizer_parameters(self) -> list[torch.nn.Parameter]:
+        """This rank's part of them, in the optimizer's own precision."""
+        return self._optimizer.mcore_optimizer.get_parameters()
+
     def sharded_optimizer(self, loading: bool) -> dict:
         """Megatron's layout-independent optimizer state, to be saved, or to be filled by a load."""
         return self._optimizer.mcore_optimizer.sharded_state_dict(

@@ -28,6 +28,10 @@ from .spans import gather
 MODEL_CONFIG, TOKENIZER, WEIGHTS = "model_config.yaml", "tokenizer", "model_weights"  # NeMo's names; tokenizer is ours
 CONFIG = "config.json"
 VOCAB_MULTIPLE = 128
+TOKENS = {
+    "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
+    "tokenizer": {"library": "huggingface", "type": TOKENIZER, "use_fast": True},
+}
 # Keys of config.json that must be whole numbers over 0 where they are given, and numbers over 0
 _COUNTS = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -230,12 +234,10 @@ def _dtype(weight: Weight, tensors: Tensors) -> torch.dtype:
 def _model_config(hf_dir: Path, family: Family, config: PretrainedConfig, padding: Padding) -> DictConfig:
     return OmegaConf.create(
         {
-            "mcore_gpt": True,
             **family.model_config(config, padding),
             "vocab_size": config.vocab_size,  # rows that mean a token; logits from here to the padded size do not
             "override_vocab_size": padding.vocab,
-            "make_vocab_size_divisible_by": VOCAB_MULTIPLE,
-            "tokenizer": {"library": "huggingface", "type": TOKENIZER, "use_fast": True},
+            **TOKENS,
             "base_model": config._name_or_path or hf_dir.resolve().name,  # for the model card of an export
         }
     )

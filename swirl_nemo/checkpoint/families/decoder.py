@@ -18,6 +18,17 @@ STATEFUL = (
     "decoder.final_layernorm",
 )
 
+# NeMo's keys that are the same for all
+SETTLED = {
+    "mcore_gpt": True,
+    "position_embedding_type": "rope",
+    "rotary_percentage": 1.0,
+    "rotary_interleaved": False,
+    # Dropout would make the policy's log-probs differ from those of the rollout that it is trained on.
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
 
 def head_dim(config: PretrainedConfig) -> int:
     """config.json may leave it out, and some configuration classes then leave it out too."""
@@ -86,19 +97,14 @@ def model_config(config: PretrainedConfig, padding: Padding, **differences: Any)
         "kv_channels": head_dim(config),
         "max_position_embeddings": config.max_position_embeddings,
         "encoder_seq_length": config.max_position_embeddings,
-        "position_embedding_type": "rope",
+        **SETTLED,
         "rotary_base": config.rope_theta,
-        "rotary_percentage": 1.0,
-        "rotary_interleaved": False,
         "normalization": "rmsnorm",
         "layernorm_epsilon": config.rms_norm_eps,
         "activation": "fast-swiglu",
         "bias": False,
         "share_embeddings_and_output_weights": config.tie_word_embeddings,
         "init_method_std": config.initializer_range,
-        # Dropout would make the policy's log-probs differ from those of the rollout that it is trained on.
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
         **rope(config),
         **differences,
     }

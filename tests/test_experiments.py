@@ -1,0 +1,46 @@
+"""Experiments of clusters: names say model, nodes and precision, and the command in the head is one that works."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from swirl_nemo.checks import check, check_architecture
+from swirl_nemo.cluster.submit import submit
+from swirl_nemo.config import Dtype, Fp8
+from swirl_nemo.planning.architecture import architecture
+from swirl_nemo.settings import compose, conf_dir
+
+NAME = re.compile(r"(?P<model>\w+)_(?P<nodes>\d+)x(?P<devices>\d+)_(?P<precision>bf16|fp8)")
+FILES = {file.stem: file for file in sorted((conf_dir() / "experiment").glob("*.yaml")) if NAME.fullmatch(file.stem)}
+
+
+def head(file: Path) -> str:
+    """Its comments, as one line."""
+    return " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line.startswith("#"))
+
+
+def test_there_are_as_many_as_promised():
+    assert len(FILES) == 6
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_name_is_what_it_is(name):
+    said, cfg = NAME.fullmatch(name), compose([f"experiment={name}"])
+    assert cfg.run.name == name
+    assert (cfg.cluster.nodes, cfg.cluster.devices) == (int(said["nodes"]), int(said["devices"]))
+    assert cfg.model.fwm == f"models/{said['model']}"
+    assert cfg.precision.dtype is Dtype.bf16
+    assert cfg.precision.fp8 is (Fp8.hybrid if said["precision"] == "fp8" else Fp8.none)
+    check(cfg, cfg.cluster.nodes * cfg.cluster.devices)
+    check_architecture(cfg, architecture(cfg), "")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_its_command_makes_a_batch_script(name):
+    command = re.search(r"Command: swirl submit (.*)", head(FILES[name]))[1]
+    script = submit(shlex.split(command), dry_run=True)
+    nodes, devices = re.search(r"_(\d+)x(\d+)_", name).groups()
+    assert f"#SBATCH --nodes={nodes}" in script and f"#SBATCH --ntasks-per-node={devices}" in script
+    assert "#SBATCH --account=ACCOUNT" in script
