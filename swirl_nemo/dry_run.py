@@ -17,6 +17,8 @@ from .data.transitions import TransitionFile
 from .planning import report
 from .planning.architecture import Layout, architecture, parameters
 from .planning.architecture import stages as pipeline_stages
+from .planning.plan import make_plan
+from .planning.work import Lengths
 
 
 def dry_run(cfg: SwirlConfig) -> None:
@@ -29,7 +31,7 @@ def dry_run(cfg: SwirlConfig) -> None:
     check_architecture(cfg, a, "model.architecture")
     files, plan = _files(cfg), _schedule(cfg, layout)
     built, sharded = rank_zero_parameters(cfg, a)
-    console = Console()
+    console = Console(width=report.WIDTH)
     console.print(
         f"rank 0 of {layout.gpus}, built on the meta device: {built:,} of {parameters(a):,} parameters, "
         f"{sharded:,} of them in its part of the optimizer",
@@ -37,7 +39,7 @@ def dry_run(cfg: SwirlConfig) -> None:
     )
     console.print(files)
     console.print(plan)
-    report.plan(cfg, None)
+    report.show(cfg, make_plan(cfg, a, Lengths.longest(cfg)), console)
 
 
 def rank_zero_parameters(cfg: SwirlConfig, a: ArchitectureConfig) -> tuple[int, int]:

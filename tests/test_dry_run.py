@@ -27,9 +27,9 @@ def test_rank_zero_of_256_holds_what_arithmetic_says(tmp_path):
     )
     rows = [re.findall(r"[\w./-]+", line) for line in rest]
     assert ["data.labelled", "data/scienceworld/labelled.jsonl", "missing"] in rows
-    assert ["1", "phase", "fwm", "100", "100", "1024", "16"] in rows  # 128 prompts of 8 over 8 ranks in eights
-    assert ["2", "phase", "idm", "100", "100", "2048", "32"] in rows
-    assert ["in", "all", "600"] in rows
+    assert ["1", "phase", "fwm", "200", "200", "1024", "16"] in rows  # 128 prompts of 8 over 8 ranks in eights
+    assert ["2", "phase", "idm", "200", "200", "2048", "32"] in rows
+    assert ["in", "all", "1000"] in rows
     assert not list(tmp_path.iterdir()), "nothing is written"
 
 

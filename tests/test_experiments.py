@@ -1,4 +1,4 @@
-"""Experiments of clusters: names say model, nodes and precision, and the command in the head is one that works."""
+"""Experiments of clusters: what their names and heads say is so, and the command there is one that works."""
 
 import re
 import shlex
@@ -10,6 +10,8 @@ from swirl_nemo.checks import check, check_architecture
 from swirl_nemo.cluster.submit import submit
 from swirl_nemo.config import Dtype, Fp8
 from swirl_nemo.planning.architecture import architecture
+from swirl_nemo.planning.plan import GB, make_plan
+from swirl_nemo.planning.work import Lengths
 from swirl_nemo.settings import compose, conf_dir
 
 NAME = re.compile(r"(?P<model>\w+)_(?P<nodes>\d+)x(?P<devices>\d+)_(?P<precision>bf16|fp8)")
@@ -44,3 +46,19 @@ def test_its_command_makes_a_batch_script(name):
     nodes, devices = re.search(r"_(\d+)x(\d+)_", name).groups()
     assert f"#SBATCH --nodes={nodes}" in script and f"#SBATCH --ntasks-per-node={devices}" in script
     assert "#SBATCH --account=ACCOUNT" in script
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_its_head_says_what_the_plan_says(name):
+    """And everything fits. Whoever changes the plan or an experiment is told here what to write."""
+    cfg = compose([f"experiment={name}"])
+    plan = make_plan(cfg, architecture(cfg), Lengths.longest(cfg))
+    saved = plan.memory.checkpoint
+    disk = (cfg.run.keep + 1) * (saved.weights + saved.optimizer)  # one is being written while the others stand
+    assert plan.misfit is None
+    assert f"{cfg.cluster.nodes * cfg.cluster.devices} GPUs of {cfg.cluster.hardware.memory_gb:.0f} GB" in head(
+        FILES[name]
+    )
+    assert f"{plan.memory.host.weight_sets / GB:.0f} GB of host memory a node for weight sets" in head(FILES[name])
+    assert f"{disk / 1e12:.1f} TB of disk for a phase's checkpoints" in head(FILES[name])
+    assert f"Expected: {plan.hours:.1f} hours for the phases" in head(FILES[name])

@@ -25,7 +25,7 @@ def plan(cfg: SwirlConfig, lengths: Lengths | None, searching: bool, json_file: 
     """
     a, lengths = architecture(cfg), lengths or Lengths.longest(cfg)
     lengths.check(cfg)
-    console = Console(width=_WIDTH)
+    console = Console(width=WIDTH)
     made = make_plan(cfg, a, lengths)
     show(cfg, made, console)
     found = search(cfg, lengths, _SHOWN) if searching else []
@@ -38,7 +38,7 @@ def plan(cfg: SwirlConfig, lengths: Lengths | None, searching: bool, json_file: 
         json_file.write_text(json.dumps({**asdict(made), "search": layouts}, indent=1) + "\n")
 
 
-_WIDTH = 110
+WIDTH = 110
 
 
 def show(cfg: SwirlConfig, made: Plan, console: Console) -> None:
