@@ -180,6 +180,9 @@ def bench(
 def plan(
     overrides: Overrides = (),
     search: Annotated[bool, typer.Option("--search", help="Look for the fastest layouts that fit.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Instead: published runs, NeMo-RL's step, and 8 to 4,096 GPUs.")
+    ] = False,
     lengths: Annotated[
         tuple[float, float, float] | None,
         typer.Option(
@@ -190,9 +193,12 @@ def plan(
 ) -> None:
     """Memory of each GPU and host and seconds of a step, on paper, and what does not fit."""
     cfg = compose(list(overrides))
-    from .planning import report
+    from .planning import comparison, report
     from .planning.work import Lengths
 
+    if compare:
+        comparison.compare(json_file)
+        return
     report.plan(cfg, Lengths(*lengths) if lengths else None, search, json_file)
 
 

@@ -15,7 +15,7 @@ from swirl_nemo.actor.packing import pack
 from swirl_nemo.cli import main
 from swirl_nemo.config import ArchitectureConfig, Dtype, Recompute, RoleName, Weights
 from swirl_nemo.data.batch import collate
-from swirl_nemo.planning import memory, published
+from swirl_nemo.planning import comparison, memory, published
 from swirl_nemo.planning.architecture import Layout, Model, architecture, parameters, stages
 from swirl_nemo.planning.plan import make_plan, mends, overrides, search
 from swirl_nemo.planning.work import Lengths, Micro, Rollout, copies, micro, phase_work
@@ -343,3 +343,13 @@ def test_an_imported_checkpoint_is_its_own_architecture(tmp_path):
     said = {key: value for key, value in vars(known).items() if key != "qk_layernorm"}
     (tmp_path / "model_config.yaml").write_text(json.dumps(said | {"tokenizer": {"library": "huggingface"}}))
     assert architecture(compose([f"model.fwm={tmp_path}"])) == known
+
+
+def test_a_step_beside_nemo_rls():
+    """The workload is NeMo-RL's; its parts add up to its step; ours lacks the refit and copies weights once instead."""
+    cfg = comparison.workload(nodes=8, optimizer_steps=4, longest=comparison.BOUNDED)
+    assert cfg.phase.fwm.prompts * cfg.phase.fwm.group == published.Grpo.ROLLOUTS
+    _, parts, _ = comparison._ours("", comparison.BOUNDED)
+    assert parts["step"] == pytest.approx(sum(parts.values()) - parts["step"])
+    theirs = published.STEPS[0].predicted(cfg.cluster.hardware)
+    assert parts["refit"] < 2 < theirs["refit"] and parts["training"] < theirs["training"]

@@ -135,6 +135,17 @@ def stages(a: ArchitectureConfig, layout: Layout) -> list[Stage]:
     return [Stage(n, a.num_layers // layout.pipeline, n == 0, n == last) for n in range(layout.pipeline)]
 
 
+def kinds(a: ArchitectureConfig, layout: Layout) -> list[Stage]:
+    """First, second and last stage: others do as much as the second, and hold less for the backward pass."""
+    every = stages(a, layout)
+    return [every[number] for number in sorted({0, min(1, len(every) - 1), len(every) - 1})]
+
+
+def heaviest(a: ArchitectureConfig, layout: Layout) -> int:
+    """Parameters on one rank of the stage that has most."""
+    return max(stage.parameters(a, layout.tensor) for stage in kinds(a, layout))
+
+
 def parameters(a: ArchitectureConfig) -> int:
     """Of the whole model."""
     return Stage(0, a.num_layers, True, True).parameters(a, 1)

@@ -7,7 +7,7 @@ with their sources. Widths by Dimensions' letters; w bytes of an activation; t t
 from dataclasses import dataclass
 
 from ..config import ArchitectureConfig, Dtype, Recompute, SwirlConfig, Weights
-from .architecture import FLOAT, Layout, Model, Stage, parameters, stages
+from .architecture import FLOAT, Layout, Model, Stage, heaviest, kinds, parameters
 from .calibration import RESERVED_GB
 from .work import Lengths, Micro, Rollout, phase_work
 
@@ -194,7 +194,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Memory:
-    devices: list[DeviceMemory]  # one a pipeline stage
+    devices: list[DeviceMemory]  # of the first, second and last pipeline stage
     host: HostMemory
     checkpoint: Checkpoint
 
@@ -202,7 +202,7 @@ class Memory:
 def memory(cfg: SwirlConfig, a: ArchitectureConfig) -> Memory:
     model = Model.of(cfg, a)
     return Memory(
-        [_device(cfg, model, stage) for stage in stages(a, model.layout)], _host(cfg, model), _checkpoint(cfg, model)
+        [_device(cfg, model, stage) for stage in kinds(a, model.layout)], _host(cfg, model), _checkpoint(cfg, model)
     )
 
 
@@ -231,8 +231,7 @@ def weight_sets(cfg: SwirlConfig) -> int:
 
 def _host(cfg: SwirlConfig, model: Model) -> HostMemory:
     sets = weight_sets(cfg)
-    heaviest = max(stage.parameters(model.a, model.layout.tensor) for stage in stages(model.a, model.layout))
-    return HostMemory(sets, sets * heaviest * model.w * cfg.cluster.devices)
+    return HostMemory(sets, sets * heaviest(model.a, model.layout) * model.w * cfg.cluster.devices)
 
 
 def _checkpoint(cfg: SwirlConfig, model: Model) -> Checkpoint:

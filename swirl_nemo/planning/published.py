@@ -134,6 +134,7 @@ class Grpo:
     sequence: bool = False
     recompute: Recompute = Recompute.none
     fitted: bool = False
+    longest: int | None = None  # completion; None: as long as a sequence may be
 
     ROLLOUTS, LENGTH, OPTIMIZER_STEPS, PACKED = 2048, 4096, 4, 0.9
 
@@ -145,7 +146,7 @@ class Grpo:
         update = pipelined(model, machine, [self._packed(layout.data)], backward=True, fp8=False)
         forward = pipelined(model, machine, [self._packed(layout.data)], backward=False, fp8=False)
         engine = replace(model, layout=Layout(self.generation, 1, 1, 1, self.gpus // self.generation, False))
-        rows, longest = self.ROLLOUTS / engine.layout.data, self.LENGTH - self.prompt
+        rows, longest = self.ROLLOUTS / engine.layout.data, self.longest or self.LENGTH - self.prompt
         parts = {
             "training": self.OPTIMIZER_STEPS * (update + optimizer_step(model, machine)),
             "refit": parameters(self.a) * model.w / self.generation / (c.REFIT_GB_S * GIGA),

@@ -15,6 +15,7 @@ from .plan import GB, Found, Plan, make_plan, mends, overrides, search
 from .seconds import StepTime
 from .work import Lengths
 
+WIDTH = 120  # columns, where the output is no terminal too
 _SHOWN = 4  # mends, and layouts that a search found
 
 
@@ -35,10 +36,11 @@ def plan(cfg: SwirlConfig, lengths: Lengths | None, searching: bool, json_file: 
         _show_mends([overrides(change) for change in mends(cfg, a)], console)
     if json_file:
         layouts = [{"overrides": overrides(one.change), **asdict(one.plan)} for one in found]
-        json_file.write_text(json.dumps({**asdict(made), "search": layouts}, indent=1) + "\n")
+        json_file.write_text(to_json({**asdict(made), "search": layouts}))
 
 
-WIDTH = 110
+def to_json(result: dict) -> str:
+    return json.dumps(result, indent=1, default=lambda choice: choice.name) + "\n"
 
 
 def show(cfg: SwirlConfig, made: Plan, console: Console) -> None:
@@ -66,10 +68,8 @@ def show(cfg: SwirlConfig, made: Plan, console: Console) -> None:
 
 
 def _devices(devices: list[DeviceMemory], there: float) -> Table:
-    """First, second and last stage: the others are like the second."""
-    shown = [devices[n] for n in sorted({0, min(1, len(devices) - 1), len(devices) - 1})]
     table = Table("GB on each GPU", title="Memory")
-    for device in shown:
+    for device in devices:
         table.add_column(f"stage {device.stage}", justify="right")
 
     def row(name: str, sizes: Iterable[float], end: bool = False) -> None:
@@ -77,10 +77,10 @@ def _devices(devices: list[DeviceMemory], there: float) -> Table:
 
     for names in (STANDING, TRAINING, ROLLOUT):
         for name in names:
-            row(name, (device.parts[name] for device in shown), end=name == names[-1])
-    row("scoring", (device.scoring for device in shown))
-    row("reserved", (device.parts["reserved"] for device in shown), end=True)
-    row(f"peak, of {there:.0f}", (device.peak for device in shown))
+            row(name, (device.parts[name] for device in devices), end=name == names[-1])
+    row("scoring", (device.scoring for device in devices))
+    row("reserved", (device.parts["reserved"] for device in devices), end=True)
+    row(f"peak, of {there:.0f}", (device.peak for device in devices))
     return table
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..config import HardwareConfig, Recompute, ScoringPrecision, SwirlConfig
 from . import calibration as c
-from .architecture import FLOAT, Model, Stage, stages
+from .architecture import FLOAT, Model, Stage, heaviest, kinds
 from .work import Lengths, Micro, PhaseWork, Rollout, phase_work
 
 GIGA, TERA = 1e9, 1e12
@@ -99,7 +99,7 @@ def pipelined(model: Model, machine: Machine, batches: list[Micro], backward: bo
 
     count = sum(batch.count for batch in batches)
     slowest = max(
-        sum(batch.count * seconds(stage, batch) for batch in batches) for stage in stages(model.a, model.layout)
+        sum(batch.count * seconds(stage, batch) for batch in batches) for stage in kinds(model.a, model.layout)
     )
     bubble = (model.layout.pipeline - 1) / model.layout.virtual / count
     return slowest * (1 + bubble) * machine.slack
@@ -108,7 +108,7 @@ def pipelined(model: Model, machine: Machine, batches: list[Micro], backward: bo
 def optimizer_step(model: Model, machine: Machine) -> float:
     """Gradients are reduced and weights gathered over data-parallel ranks; each updates its shard."""
     layout, shards = model.layout, model.layout.shards
-    count = max(stage.parameters(model.a, layout.tensor) for stage in stages(model.a, layout))
+    count = heaviest(model.a, layout)
     _, gradients, weights = machine.exposed
     size = count * (FLOAT * gradients + model.w * weights) * (shards - 1) / shards
     return machine.exchange(size, layout.tensor * shards) + machine.stream(count / shards * ADAM_BYTES)
@@ -160,8 +160,7 @@ def step_time(model: Model, machine: Machine, work: PhaseWork, scoring_fp8: bool
 
 def copy_seconds(model: Model, machine: Machine) -> float:
     """A weight set between host and device."""
-    count = max(stage.parameters(model.a, model.layout.tensor) for stage in stages(model.a, model.layout))
-    return count * model.w / (machine.hardware.host_link_gb_s * GIGA * c.HOST_LINK)
+    return heaviest(model.a, model.layout) * model.w / (machine.hardware.host_link_gb_s * GIGA * c.HOST_LINK)
 
 
 def rollout_seconds(model: Model, machine: Machine, r: Rollout) -> float:
