@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..checks import check
+from ..checks import check, check_architecture
 from ..config import ArchitectureConfig, Recompute, SwirlConfig, Weights
 from .architecture import Layout, Model, architecture, parameters
 from .memory import ROLLOUT, STANDING, TRAINING, DeviceMemory, Memory, memory
@@ -39,7 +39,7 @@ class Plan:
 
 def make_plan(cfg: SwirlConfig, a: ArchitectureConfig, lengths: Lengths) -> Plan:
     """Raises ValueError where training would refuse the combination."""
-    check(cfg, cfg.cluster.nodes * cfg.cluster.devices)
+    _check(cfg, a)
     model = Model.of(cfg, a)
     needed, steps = memory(cfg, a), step_times(cfg, model, lengths)
     seconds = sum(step.seconds * getattr(cfg.phase, step.role).steps for step in steps)
@@ -96,12 +96,18 @@ def overrides(change: Change) -> str:
 
 
 def allowed(cfg: SwirlConfig, a: ArchitectureConfig) -> bool:
-    """Whether training would take it: the same checks, before any process starts."""
+    """Whether training would take it."""
     try:
-        check(cfg, cfg.cluster.nodes * cfg.cluster.devices)
+        _check(cfg, a)
     except ValueError:
         return False
     return True
+
+
+def _check(cfg: SwirlConfig, a: ArchitectureConfig) -> None:
+    """As training does before any process starts."""
+    check(cfg, cfg.cluster.nodes * cfg.cluster.devices)
+    check_architecture(cfg, a, "model.architecture" if cfg.model.architecture else f"{cfg.model.fwm}/model_config.yaml")
 
 
 def mends(cfg: SwirlConfig, a: ArchitectureConfig) -> list[Change]:
