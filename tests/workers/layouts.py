@@ -10,6 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 TESTS = Path(__file__).parent.parent
 
 
@@ -25,6 +27,11 @@ class Layout:
     @property
     def processes(self) -> int:
         return self.tensor * self.pipeline * self.data
+
+    @property
+    def possible(self) -> bool:
+        """gloo takes any number of processes, NCCL one a GPU."""
+        return not torch.cuda.is_available() or self.processes <= torch.cuda.device_count()
 
     def overrides(self, work: Path) -> list[str]:
         parallel = {"tensor": self.tensor, "pipeline": self.pipeline, "sequence": str(self.sequence).lower()}
@@ -45,14 +52,13 @@ LAYOUTS = {
     "tied TP2 PP2 SP": Layout(tensor=2, pipeline=2, sequence=True, tied=True),
     "bf16": Layout(dtype="bf16"),
 }
+LAYOUTS = {name: layout for name, layout in LAYOUTS.items() if layout.possible}
 UNTIED = [name for name, layout in LAYOUTS.items() if not layout.tied and layout.dtype == "fp32"]
 TIED = [name for name, layout in LAYOUTS.items() if layout.tied]
 
 
 def compute(work: Path) -> dict[str, dict]:
     """What `rooms.visit` returned in each layout. The fixture `layouts` calls it, once a session."""
-    import torch
-
     run_module("workers.layouts", work)
     return {name: torch.load(work / f"{name}.pt") for name in LAYOUTS}
 
@@ -98,7 +104,6 @@ def _as_rank(rank: int, processes: int, port: int, function, arguments) -> None:
 
 
 def _visit(work: Path, name: str) -> None:
-    import torch
     from workers import rooms, setting
 
     from swirl_nemo.session import Session
