@@ -232,16 +232,22 @@ def rows() -> list[published.Row]:
     return published.rows(compose(["cluster=dgx_h100"]).cluster.hardware)
 
 
-def test_runs_that_were_held_out_are_predicted_within_a_quarter(rows):
-    """Pre-training and fine-tuning in bf16 and FP8, and whole GRPO steps."""
-    held_out = [row for row in rows if not row.fitted and (row.name.endswith(", step") or "," not in row.name)]
-    assert len(held_out) >= 30
-    for row in held_out:
+def whole(row: published.Row) -> bool:
+    """A training speed or a whole GRPO step, not a part of one."""
+    return row.name.endswith(", step") or not row.name.endswith(("training", "refit", "generation", "log-probs"))
+
+
+@pytest.mark.parametrize(("use", "least"), [(published.Use.held_out, 8), (published.Use.seen, 25)])
+def test_runs_that_nothing_was_fitted_to_are_predicted_within_a_quarter(rows, use, least):
+    """Pre-training and fine-tuning in bf16 and FP8, and whole GRPO steps; parts of steps may be further off."""
+    others = [row for row in rows if row.use is use and whole(row)]
+    assert len(others) >= least
+    for row in others:
         assert abs(row.error) < 0.25, row
 
 
 def test_what_was_fitted_is_met(rows):
-    assert all(abs(row.error) < 0.05 for row in rows if row.fitted)
+    assert all(abs(row.error) < 0.05 for row in rows if row.use is published.Use.fitted)
 
 
 def test_fp8_trains_as_much_faster_as_is_published():

@@ -73,7 +73,7 @@ def _best(cfg: SwirlConfig) -> Found | None:
 def _side_by_side(hardware: HardwareConfig) -> list[tuple[str, dict[str, float], str]]:
     """Seconds by part, and the layout."""
     theirs = published.STEPS[0]
-    unbounded = theirs.LENGTH - LENGTHS.state - LENGTHS.action
+    unbounded = theirs.length - LENGTHS.state - LENGTHS.action
     short = replace(theirs, longest=BOUNDED).predicted(hardware)
     layout = f"TP{theirs.tensor} PP{theirs.pipeline}, vLLM TP{theirs.generation}"
     return [
@@ -99,8 +99,9 @@ def _published(rows: list[published.Row]) -> Table:
     for name in ("published", "planned", "error", ""):
         table.add_column(name, justify="right")
     for row in rows:
-        fitted = "fitted" if row.fitted else ""
-        table.add_row(row.name, f"{row.published:,.6g}", f"{row.predicted:,.4g}", f"{row.error:+.0%}", fitted)
+        digits = 0 if row.published > 1000 else 1
+        figures = (f"{figure:,.{digits}f}" for figure in (row.published, row.predicted))
+        table.add_row(row.name, *figures, f"{row.error:+.0%}", row.use.value)
     return table
 
 

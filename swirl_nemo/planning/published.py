@@ -1,4 +1,5 @@
-"""Published runs: those that calibration.py is fitted to and those that are held out, each beside what the plan says.
+"""Published runs, each beside what the plan says: those that calibration.py is fitted to, those that were in view while
+its assumptions were chosen, and those that were looked at once when all was fixed.
 
 Sources. Megatron-LM: README of commit d98e8a6, "Training Speed and Scalability", images/model_table.png (sequences of
 4,096, vocabulary of 131,072; micro-batch of 1 and no virtual stages assumed). NeMo 24.07: docs/source/performance/
@@ -8,12 +9,19 @@ performance_summary.md of NVIDIA/NeMo. Megatron-Bridge: docs/performance-summary
 
 import math
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from ..config import ArchitectureConfig, Dtype, HardwareConfig, Recompute
 from . import calibration as c
 from .architecture import Dimensions, Layout, Model, parameters
 from .seconds import GIGA, Machine, decode, optimizer_step, pipelined
 from .work import Micro
+
+
+class Use(Enum):
+    fitted = "fitted"
+    seen = "seen"  # while assumptions were chosen
+    held_out = "held out"
 
 
 def _model(layers, hidden, ffn, heads, groups, vocab, head=None, gated=True, qk_norm=False) -> ArchitectureConfig:
@@ -31,6 +39,9 @@ LLAMA2_7B, LLAMA2_13B = _model(32, 4096, 11008, 32, 32, 32000), _model(40, 5120,
 LLAMA2_70B = _model(80, 8192, 28672, 64, 8, 32000)
 LLAMA3_8B, LLAMA3_70B = _model(32, 4096, 14336, 32, 8, 128256), _model(80, 8192, 28672, 64, 8, 128256)
 LLAMA3_405B = _model(126, 16384, 53248, 128, 8, 128256)
+NEMOTRON_8B = _model(32, 4096, 16384, 32, 32, 256000, gated=False)  # NeMo's nemotron.py
+NEMOTRON_22B = _model(40, 6144, 24576, 48, 48, 256000, gated=False)
+NEMOTRON_340B = _model(96, 18432, 73728, 96, 8, 256000, gated=False)
 QWEN3_32B = _model(64, 5120, 25600, 64, 8, 151936, head=128, qk_norm=True)
 DGX_EXPOSED = (c.TENSOR_EXPOSED, c.DATA_EXPOSED, c.DATA_EXPOSED)
 
@@ -55,7 +66,7 @@ class Training:
     figure: float
     fp8: bool = True
     flops: bool = False
-    fitted: bool = False
+    use: Use = Use.seen
 
     def predicted(self, hardware: HardwareConfig) -> float:
         copy = self.tensor * self.pipeline * self.context
@@ -76,11 +87,11 @@ class Training:
         return layers * (1 + self.length / (6 * d.h) + d.vocab / (12 * self.a.num_layers * d.h))
 
 
-def _megatron(name, layers, hidden, heads, tensor, pipeline, batch, figure, fitted=False) -> Training:
+def _megatron(name, layers, hidden, heads, tensor, pipeline, batch, figure, use=Use.seen) -> Training:
     gpus = 48 * tensor * pipeline
     layout = (tensor, pipeline, 1, 1)
     a = _gpt(layers, hidden, heads, 131072)
-    return Training(f"Megatron-LM {name}", a, gpus, batch, 1, 4096, *layout, figure, False, True, fitted)
+    return Training(f"Megatron-LM {name}", a, gpus, batch, 1, 4096, *layout, figure, False, True, use)
 
 
 _NEMO, _BRIDGE = "NeMo 24.07 FP8", "Megatron-Bridge FP8"
@@ -89,7 +100,7 @@ TRAININGS = [
     _megatron("7.1B", 30, 4096, 32, 2, 1, 192, 465.9),
     _megatron("16B", 32, 6144, 48, 4, 1, 192, 489.1),
     _megatron("32B", 48, 7168, 56, 8, 1, 192, 459.6),
-    _megatron("70B", 84, 8192, 64, 8, 2, 384, 419.7, fitted=True),
+    _megatron("70B", 84, 8192, 64, 8, 2, 384, 419.7, Use.fitted),
     _megatron("119B", 92, 10240, 80, 8, 4, 768, 420.5),
     _megatron("177B", 96, 12288, 96, 8, 6, 1152, 432.8),
     _megatron("314B", 96, 16384, 128, 8, 8, 1536, 474.4),
@@ -100,13 +111,16 @@ TRAININGS = [
     Training(f"{_NEMO} GPT3-175B", _gpt(96, 12288, 96), 512, 2048, 2, 2048, 4, 8, 1, 6, 782),
     Training(f"{_NEMO} Llama2-7B", LLAMA2_7B, 8, 128, 1, 4096, 1, 1, 1, 1, 16847),
     Training(f"{_NEMO} Llama2-13B", LLAMA2_13B, 16, 128, 1, 4096, 1, 4, 1, 10, 8646),
-    Training(f"{_NEMO} Llama2-70B", LLAMA2_70B, 64, 128, 1, 4096, 4, 4, 1, 20, 1707, fitted=True),
+    Training(f"{_NEMO} Llama2-70B", LLAMA2_70B, 64, 128, 1, 4096, 4, 4, 1, 20, 1707, use=Use.fitted),
     Training(f"{_NEMO} Llama3-8B", LLAMA3_8B, 8, 128, 1, 8192, 1, 1, 2, 1, 12036),
     Training(f"{_NEMO} Llama3-70B", LLAMA3_70B, 64, 128, 1, 8192, 4, 4, 2, 5, 1533),
     Training(f"{_NEMO} Llama2-7B SFT", LLAMA2_7B, 8, 32, 1, 4096, 1, 1, 1, 1, 17120),
     # Virtual stages are not stated for fine-tuning: as for pre-training
     Training(f"{_NEMO} Llama2-13B SFT", LLAMA2_13B, 8, 32, 1, 4096, 1, 4, 1, 10, 9741),
     Training(f"{_NEMO} Llama2-70B SFT", LLAMA2_70B, 16, 32, 1, 4096, 4, 4, 1, 20, 1833),
+    Training(f"{_NEMO} Nemotron-8B", NEMOTRON_8B, 64, 256, 4, 4096, 2, 1, 1, 1, 12701, use=Use.held_out),
+    Training(f"{_NEMO} Nemotron-22B", NEMOTRON_22B, 64, 256, 2, 4096, 2, 4, 1, 10, 4256, use=Use.held_out),
+    Training(f"{_NEMO} Nemotron-340B", NEMOTRON_340B, 128, 32, 1, 4096, 8, 8, 1, 12, 322, use=Use.held_out),
     Training(f"{_BRIDGE} 25.11 Llama3-8B", LLAMA3_8B, 8, 128, 1, 8192, 1, 1, 1, 1, 14451),
     Training(f"{_BRIDGE} 25.11 Llama3-70B", LLAMA3_70B, 64, 128, 1, 8192, 4, 8, 1, 5, 1602),
     Training(f"{_BRIDGE} 26.02 Llama3-70B", LLAMA3_70B, 64, 256, 1, 8192, 4, 8, 1, 5, 1621),
@@ -115,7 +129,7 @@ TRAININGS = [
 ]
 
 
-# GRPO steps of NeMo-RL: 2,048 rollouts, four optimizer steps of 512, packed to 4,096 tokens
+# GRPO steps of NeMo-RL: 2,048 rollouts, four optimizer steps of 512, packed to the longest sequence
 
 
 @dataclass(frozen=True)
@@ -133,20 +147,22 @@ class Grpo:
     figures: dict[str, float]
     sequence: bool = False
     recompute: Recompute = Recompute.none
-    fitted: bool = False
+    use: Use = Use.seen
+    context: int = 1
+    length: int = 4096  # of a sequence, at most
     longest: int | None = None  # completion; None: as long as a sequence may be
 
-    ROLLOUTS, LENGTH, OPTIMIZER_STEPS, PACKED = 2048, 4096, 4, 0.9
+    ROLLOUTS, OPTIMIZER_STEPS, PACKED = 2048, 4, 0.9
 
     def predicted(self, hardware: HardwareConfig) -> dict[str, float]:
-        copy = self.tensor * self.pipeline
-        layout = Layout(self.tensor, self.pipeline, 1, 1, self.gpus // copy, self.sequence)
-        model = Model(self.a, layout, Dtype.bf16, self.recompute, self.LENGTH)
+        copy = self.tensor * self.pipeline * self.context
+        layout = Layout(self.tensor, self.pipeline, 1, self.context, self.gpus // copy, self.sequence)
+        model = Model(self.a, layout, Dtype.bf16, self.recompute, self.length)
         machine = Machine(hardware, 8, (1.0, c.DATA_EXPOSED, c.DATA_EXPOSED), slack=c.RL_SLACK)
         update = pipelined(model, machine, [self._packed(layout.data)], backward=True, fp8=False)
         forward = pipelined(model, machine, [self._packed(layout.data)], backward=False, fp8=False)
         engine = replace(model, layout=Layout(self.generation, 1, 1, 1, self.gpus // self.generation, False))
-        rows, longest = self.ROLLOUTS / engine.layout.data, self.longest or self.LENGTH - self.prompt
+        rows, longest = self.ROLLOUTS / engine.layout.data, self.longest or self.length - self.prompt
         parts = {
             "training": self.OPTIMIZER_STEPS * (update + optimizer_step(model, machine)),
             "refit": parameters(self.a) * model.w / self.generation / (c.REFIT_GB_S * GIGA),
@@ -158,7 +174,7 @@ class Grpo:
     def _packed(self, data: int) -> Micro:
         length = self.prompt + self.completion
         tokens = self.ROLLOUTS * length / self.OPTIMIZER_STEPS / data
-        count = math.ceil(tokens / self.LENGTH / self.PACKED)
+        count = math.ceil(tokens / self.length / self.PACKED)
         rows = tokens / count / length
         return Micro(count, rows, 0, 0, length, length)
 
@@ -170,7 +186,7 @@ STEPS = [
         f"{_V3} Llama 3.1 70B, 64 GPUs",
         *(LLAMA3_70B, 64, 4, 4, 4, 130, 398),
         {"training": 28, "refit": 14, "generation": 84, "log-probs": 18, "step": 147},
-        fitted=True,
+        use=Use.fitted,
     ),
     Grpo(
         f"{_V3} Llama 3.1 8B, 8 GPUs",
@@ -183,19 +199,27 @@ STEPS = [
         {"training": 68, "refit": 7, "generation": 96, "log-probs": 40, "step": 213},
     ),
     Grpo(
-        "NeMo-RL 0.4 Llama 3.1 8B, 16 GPUs",
-        *(LLAMA3_8B, 16, 1, 2, 1, 130, 1060),
-        {"step": 97.7},
-        recompute=Recompute.full,
+        f"{_V3} Llama 3.3 70B, 128 GPUs, 16k",  # tensor, pipeline and engine as for 64 GPUs: not stated
+        *(LLAMA3_70B, 128, 4, 4, 4, 130, 749),
+        {"training": 64, "refit": 17, "generation": 287, "log-probs": 75, "step": 445},
+        use=Use.held_out,
+        context=4,
+        length=16384,
     ),
-    Grpo("NeMo-RL 0.4 Qwen3 32B, 32 GPUs", *(QWEN3_32B, 32, 4, 4, 4, 107, 3206), {"step": 393}, sequence=True),
-    Grpo(
-        "NeMo-RL 0.5 Llama 3.1 8B, 16 GPUs",
-        *(LLAMA3_8B, 16, 1, 2, 1, 127, 1019),
-        {"step": 92.8},
-        recompute=Recompute.full,
+    *(
+        Grpo(name, LLAMA3_8B, 16, 1, 2, 1, prompt, completion, {"step": step}, False, Recompute.full, Use.held_out)
+        for name, prompt, completion, step in (
+            ("NeMo-RL 0.4 Llama 3.1 8B, 16 GPUs", 130, 1060, 97.7),
+            ("NeMo-RL 0.5 Llama 3.1 8B, 16 GPUs", 127, 1019, 92.8),
+        )
     ),
-    Grpo("NeMo-RL 0.5 Qwen3 32B, 32 GPUs", *(QWEN3_32B, 32, 4, 4, 4, 104, 3251), {"step": 376}, sequence=True),
+    *(
+        Grpo(name, QWEN3_32B, 32, 4, 4, 4, prompt, completion, {"step": step}, True, use=Use.held_out)
+        for name, prompt, completion, step in (
+            ("NeMo-RL 0.4 Qwen3 32B, 32 GPUs", 107, 3206, 393),
+            ("NeMo-RL 0.5 Qwen3 32B, 32 GPUs", 104, 3251, 376),
+        )
+    ),
 ]
 
 
@@ -206,7 +230,7 @@ class Row:
     name: str
     published: float
     predicted: float
-    fitted: bool
+    use: Use
 
     @property
     def error(self) -> float:
@@ -214,10 +238,10 @@ class Row:
 
 
 def rows(hardware: HardwareConfig) -> list[Row]:
-    found = [Row(run.name, run.figure, run.predicted(hardware), run.fitted) for run in TRAININGS]
+    found = [Row(run.name, run.figure, run.predicted(hardware), run.use) for run in TRAININGS]
     for step in STEPS:
         predicted = step.predicted(hardware)
         found += [
-            Row(f"{step.name}, {part}", seconds, predicted[part], step.fitted) for part, seconds in step.figures.items()
+            Row(f"{step.name}, {part}", seconds, predicted[part], step.use) for part, seconds in step.figures.items()
         ]
     return found
