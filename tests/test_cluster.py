@@ -181,12 +181,10 @@ def test_three_failures_at_one_step_are_the_last(tmp_path, capsys):
 
 def test_failures_count_only_in_a_row_at_the_same_step_of_the_same_submission(tmp_path):
     run = tmp_path / "run"
-    found = []
-    for number, code in enumerate([1, 1, 0, 1, 1]):
-        found.append(attempt(run, code)[1])
-        if number == 3:
-            step(run, 5)
-    assert found == [attempts.REQUEUE] * 5
+    found = [attempt(run, code)[1] for code in (1, 1, 0, 1, 1)]
+    step(run, 5)
+    found += [attempt(run, code)[1] for code in (1, 1)]
+    assert found == [attempts.REQUEUE] * 7
     attempts.write(run, event="submitted", jobs=["13", "14"])
     assert [attempt(run, 1, job)[1] for job in ("13", "14", "13")] == [attempts.REQUEUE] * 2 + [attempts.STOP]
 
