@@ -24,11 +24,11 @@ pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}: apt-get install slurm-wlm munge"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd starts tasks as another user only as root"),
-    pytest.mark.timeout(1800),
+    pytest.mark.timeout(3600),
 ]
-STEPS = 24  # a phase: several are left when a signal comes
+STEPS = 16  # a phase: several are left when a signal comes
 TWO_BY_TWO = ("cluster.nodes=2", "cluster.devices=2", "parallel.tensor=2")
-LONGEST = 600.0  # seconds for anything here on a busy machine
+LONGEST = 1500.0  # seconds for anything here on a busy machine
 
 
 class Cluster:
@@ -165,16 +165,14 @@ def test_an_array_trains_a_run_a_seed(cluster):
 
 
 def test_a_run_that_fails_three_times_at_the_same_step_is_not_requeued_any_more(cluster):
-    """A file stands where its checkpoints should be: every attempt fails at its first save."""
-    run = cluster.path("stuck")
-    run.mkdir(parents=True)
-    (run / "checkpoints").write_text("")
-    job = cluster.submit("stuck", "alternation.continued_sft=false", "run.save_every=2")
+    """Its process is killed, as by a kernel without memory, whenever it is there."""
+    kill = "pkill -KILL -f '^[^ ]*python -m swirl_nemo train .*run.name=stuck'"
+    job = cluster.submit("stuck", f'cluster.slurm.setup=["while sleep 0.2; do {kill}; done &"]')
     cluster.ended(job)
-    ends = cluster.ends("stuck")
-    assert [end["outcome"] for end in ends] == ["failed"] * 3 and len({end["at"] for end in ends}) == 1
-    assert f"failed 3 times in a row at {ends[0]['at']}" in cluster.log(job)
-    assert cluster.log(job).rstrip().endswith("not requeued any more")
+    told = [(end["outcome"], end["code"], end["at"]) for end in cluster.ends("stuck")]
+    assert told == [("failed", 137, "the start")] * 3
+    last = "failed 3 times in a row at the start (exit codes 137, 137, 137): not requeued any more"
+    assert cluster.log(job).rstrip().endswith(last)
 
 
 def test_a_node_without_room_is_named_before_training_in_under_two_minutes(cluster):
