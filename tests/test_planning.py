@@ -250,6 +250,13 @@ def test_what_was_fitted_is_met(rows):
     assert all(abs(row.error) < 0.05 for row in rows if row.use is published.Use.fitted)
 
 
+def test_the_document_has_the_figures_of_now(rows):
+    text = (Path(__file__).parent.parent / "docs" / "planning.md").read_text()
+    for row in rows:
+        planned = f"{row.predicted:,.{0 if row.published > 1000 else 1}f}"
+        assert f"| {planned} | {row.error:+.0%} | {row.use.value} |" in text, row
+
+
 def test_fp8_trains_as_much_faster_as_is_published():
     """1.2 to 1.5 times (NVIDIA's NeMo and Transformer Engine notes)."""
     hardware = compose(["cluster=dgx_h100"]).cluster.hardware

@@ -1,41 +1,51 @@
 """Every constant of the plan that is neither in a data sheet nor in this project's code: what it is fitted to, or where
 it is from. docs/planning.md says how well they predict what they were not fitted to."""
 
-# memory
-RESERVED_GB = 4.0  # CUDA context, workspaces of cuBLAS and NCCL, the allocator's rounding: assumed
+# CUDA context, workspaces of cuBLAS and NCCL, the allocator's rounding: assumed
+RESERVED_GB = 4.0
 
-# shares of a data sheet's figure that are reached
-PRODUCT = 0.634  # of the bf16 peak by matrix products: fitted, Megatron-LM's 70B at 42% of peak
-PRODUCT_FP8 = 0.574  # of the FP8 peak: fitted, NeMo 24.07's Llama 2 70B at 1,707 tokens/s/GPU
-ATTENTION = (
-    0.5  # of the bf16 peak by fused attention: Dao 2023, FlashAttention-2's and -3's range on H100 is 0.35 to 0.75
-)
-STREAM = 0.5  # of the memory's bandwidth by norms, activations and losses: assumed
-DECODE = 0.5  # and by a decoded token's weights and keys: fitted, NeMo-RL 0.3's 70B generation of 84 s
-LINK = 0.7  # of NVLink by collectives: NCCL's bus bandwidth of 320 to 370 GB/s within a DGX H100
-NETWORK = 0.8  # assumed
-HOST_LINK = 0.8  # of PCIe, from pinned memory: assumed
+# Shares of a data sheet's figure that are reached
 
-# a layer's forward pass through memory: how often its hidden state, its queries, keys and values, and its MLP's inner
-# width are read or written
-FUSED = (14, 3, 1)  # Megatron Core with Transformer Engine
-EAGER = (44, 8, 2)  # actor/: torch's own operators one by one, counted in bf16
-LOGIT_PASSES = 12  # of float32 logits, forward and backward
-CAST_BYTES = 3  # FP8: a bf16 operand read, its FP8 copy written
+# Of the bf16 peak by matrix products. Fitted: Megatron-LM's 70B at 42% of peak
+PRODUCT = 0.634
+# Of the FP8 peak. Fitted: NeMo 24.07's Llama 2 70B at 1,707 tokens/s of a GPU
+PRODUCT_FP8 = 0.574
+# Of the bf16 peak by fused attention: Shah et al. 2024 have 0.35 for FlashAttention-2 and 0.75 for 3 on H100
+ATTENTION = 0.5
+# Of the memory's bandwidth by norms, activations and losses: assumed
+STREAM = 0.5
+# And by a decoded token's weights and keys. Fitted: NeMo-RL 0.3's 70B, generation of 84 s
+DECODE = 0.5
+# Of NVLink by large collectives, of the network, and of PCIe from pinned memory: assumed
+LINK, NETWORK, HOST_LINK = 0.7, 0.8, 0.8
 
-# what is not hidden behind computation
-TENSOR_EXPOSED = 0.5  # of tensor-parallel exchange where it is overlapped (Transformer Engine's user buffers): assumed
-DATA_EXPOSED = 0.1  # of gradients' and weights' exchange where it is overlapped: assumed
+# Traffic
 
-# a reinforcement learning step
-RL_SLACK = (
-    1.40  # ranks and stages that wait for longer sequences: fitted, NeMo-RL 0.3's 70B, training 28 s, log-probs 18 s
-)
-REFIT_GB_S = 2.52  # a generation rank's weights, from Megatron's layout to vLLM's: fitted, its refit of 14 s
-LAUNCH_SECONDS = 4e-6  # an operator call of eager PyTorch, views among them: assumed
-DECODE_CALLS = (
-    85  # of one layer for one token, rollout/decoder.py: 358 of four layers with head and sampling (COUNTS of
-)
-# tests/test_bench.py)
-REDUCE_SECONDS = 20e-6  # a small all-reduce over NVLink: assumed
-SAMPLING_BYTES, SORTING_BYTES = 60, 120  # of memory traffic for a token of the vocabulary and a row; truncation sorts
+# A layer's forward pass: how often its hidden state, its queries, keys and values, and its MLP's inner width are read
+# or written. Megatron Core with Transformer Engine: assumed
+FUSED = (14, 3, 1)
+# actor/ with torch's operators one by one: counted in bf16, with eight queries to a key
+EAGER = (46, 12, 1.7)
+# Of float32 logits, forward and backward: assumed
+LOGIT_PASSES = 12
+# FP8: a bf16 operand read, its FP8 copy written
+CAST_BYTES = 3
+# For a token of the vocabulary and a row, and again where truncation sorts
+SAMPLING_BYTES, SORTING_BYTES = 60, 120
+
+# What computation does not hide of exchange that is overlapped: tensor-parallel (Transformer Engine's user buffers),
+# and gradients' and weights': assumed
+TENSOR_EXPOSED, DATA_EXPOSED = 0.5, 0.1
+
+# A reinforcement learning step
+
+# Ranks and stages that wait for longer sequences. Fitted: NeMo-RL 0.3's 70B, training of 28 s and log-probs of 18 s
+RL_SLACK = 1.40
+# A generation rank's weights, from Megatron's layout to vLLM's. Fitted: the same run's refit of 14 s
+REFIT_GB_S = 2.52
+# An operator call of eager PyTorch, views among them: assumed
+LAUNCH_SECONDS = 4e-6
+# Of one layer for one token, rollout/decoder.py: four layers take 358 with head and sampling (COUNTS of test_bench.py)
+DECODE_CALLS = 85
+# A small all-reduce over NVLink: assumed
+REDUCE_SECONDS = 20e-6

@@ -43,32 +43,31 @@ def _fp8_weights(model: Model, stage: Stage) -> float:
 
 
 def training(model: Model, stage: Stage, batch: Micro, micro_batches: int) -> dict[str, float]:
-    """Peak over what stands. Before a stage's first backward pass its activations are all there: then the head's
-    backward pass comes, or a layer's."""
-    flying = in_flight(model.layout, stage, micro_batches)
-    kept = stage.layers * kept_by_layer(model, batch)
-    if model.recompute is Recompute.full:
-        kept = stage.layers * _hidden(model, batch)
-    last = (_norm(model, batch) + batch.head * model.d.h * model.w) if stage.last else 0.0
-    again = kept_by_layer(model, batch) if model.recompute is Recompute.full else 0.0
-    tied = stage.first and stage.last and model.a.share_embeddings_and_output_weights
-    head = model.d.vocab / model.layout.tensor * model.d.h * model.w
-    layer = again + layer_backward(model, batch) + tied * head  # a tied head's gradient waits for the embedding's
+    """Peak over what stands: when a stage's activations are all there, the head's backward pass comes, or a layer's."""
+    whole = model.recompute is Recompute.full
+    kept = _hidden(model, batch) if whole else kept_by_layer(model, batch)
+    layer = layer_backward(model, batch) + (kept_by_layer(model, batch) if whole else 0.0)
+    if stage.first and stage.last and model.a.share_embeddings_and_output_weights:
+        layer += _head_gradient(model)  # waits for the embedding's
+    head = 0.0
+    if stage.last:
+        states = batch.head * model.d.h * model.w
+        head = _norm(model, batch) + states + head_backward(model, batch)
     return {
-        "activations": flying * kept + last,
-        "backward pass of a layer or the head": max(layer, head_backward(model, batch) if stage.last else 0.0),
+        "activations": in_flight(model.layout, stage, micro_batches) * stage.layers * kept,
+        "backward pass of a layer or the head": max(layer, head),
     }
 
 
 def kept_by_layer(model: Model, batch: Micro) -> float:
-    """By autograd, of one layer for one micro-batch, without recomputation of the whole layer."""
+    """By autograd, of one layer for one micro-batch, while it is not recomputed as a whole."""
     d, w, t = model.d, model.w, model.layout.tensor
     tokens, places = _tokens(model, batch), batch.rows * (batch.prefix + batch.own) / model.layout.context
     operand = 1 if model.fp8 else w  # linear layers' inputs
     norms = 2 * (_norm(model, batch) + tokens * d.h * operand / model.split)
     mlp = tokens * ((d.fc1 + d.f) * w + d.f * operand) / t if d.fc1 > d.f else tokens * d.f * (w + operand) / t
     attention = tokens * ((d.q + 2 * d.k) + d.q + d.k) * w / t + tokens * d.q * operand / t
-    if model.recompute is Recompute.none:
+    if model.recompute is not Recompute.selective:
         repeated = places * 2 * d.k * w / t  # a prefix's keys and values once a row
         mask = batch.rows * batch.own * (batch.prefix + batch.own) / model.layout.context * w
         attention += tokens * (d.q * w + model.a.num_attention_heads * FLOAT) / t + repeated + mask
@@ -98,8 +97,11 @@ def layer_backward(model: Model, batch: Micro) -> float:
 
 def head_backward(model: Model, batch: Micro) -> float:
     """Of actor.logprobs: the weight's gradient, a chunk's logits and their gradient, and that of all hidden states."""
-    d, t = model.d, model.layout.tensor
-    return d.vocab / t * d.h * model.w + _logits(model, batch, 1, 2) + batch.head * d.h * model.w
+    return _head_gradient(model) + _logits(model, batch, 1, 2) + batch.head * model.d.h * model.w
+
+
+def _head_gradient(model: Model) -> float:
+    return model.d.vocab / model.layout.tensor * model.d.h * model.w
 
 
 def head_forward(model: Model, batch: Micro) -> float:
