@@ -51,7 +51,7 @@ def training(model: Model, stage: Stage, batch: Micro, micro_batches: int) -> di
         layer += _head_gradient(model)  # waits for the embedding's
     head = 0.0
     if stage.last:
-        states = batch.head * model.d.h * model.w
+        states = _scored(model, batch) * model.d.h * model.w
         head = _norm(model, batch) + states + head_backward(model, batch)
     return {
         "activations": in_flight(model.layout, stage, micro_batches) * stage.layers * kept,
@@ -69,13 +69,17 @@ def kept_by_layer(model: Model, batch: Micro) -> float:
     attention = tokens * ((d.q + 2 * d.k) + d.q + d.k) * w / t + tokens * d.q * operand / t
     if model.recompute is not Recompute.selective:
         repeated = places * 2 * d.k * w / t  # a prefix's keys and values once a row
-        mask = batch.rows * batch.own * (batch.prefix + batch.own) / model.layout.context * w
+        mask = batch.rows * batch.own * (batch.prefix + batch.own) * w
         attention += tokens * (d.q * w + model.a.num_attention_heads * FLOAT) / t + repeated + mask
     return norms + attention + mlp
 
 
 def _tokens(model: Model, batch: Micro) -> float:
     return batch.tokens / model.layout.context
+
+
+def _scored(model: Model, batch: Micro) -> float:
+    return batch.head / model.layout.context
 
 
 def _hidden(model: Model, batch: Micro) -> float:
@@ -97,7 +101,7 @@ def layer_backward(model: Model, batch: Micro) -> float:
 
 def head_backward(model: Model, batch: Micro) -> float:
     """Of actor.logprobs: the weight's gradient, a chunk's logits and their gradient, and that of all hidden states."""
-    return _head_gradient(model) + _logits(model, batch, 1, 2) + batch.head * model.d.h * model.w
+    return _head_gradient(model) + _logits(model, batch, 1, 2) + _scored(model, batch) * model.d.h * model.w
 
 
 def _head_gradient(model: Model) -> float:
@@ -112,8 +116,8 @@ def head_forward(model: Model, batch: Micro) -> float:
 def _logits(model: Model, batch: Micro, copies: int, products: int) -> float:
     """`copies` of a chunk's float32 logits, one more from the second chunk on, while the one before is not let go; and
     of bf16 models `products` in bf16."""
-    copies += batch.head > model.logit_chunk
-    chunk = min(model.logit_chunk, batch.head) * model.d.vocab / model.layout.tensor
+    copies += _scored(model, batch) > model.logit_chunk
+    chunk = min(model.logit_chunk, _scored(model, batch)) * model.d.vocab / model.layout.tensor
     return chunk * (copies * FLOAT + products * (model.w % FLOAT))
 
 
@@ -128,7 +132,7 @@ def in_flight(layout: Layout, stage: Stage, micro_batches: int) -> float:
 
 def scoring(model: Model, stage: Stage, batch: Micro) -> float:
     """Peak of a pass without gradients over what stands: the head's, or an MLP's."""
-    head = _hidden(model, batch) + batch.head * model.d.h * model.w + head_forward(model, batch)
+    head = _hidden(model, batch) + _scored(model, batch) * model.d.h * model.w + head_forward(model, batch)
     sends = _hidden(model, batch) if stage.first and not stage.last else 0.0
     layer = _layer_forward(model, _tokens(model, batch), model.split) + sends
     return max(layer, head if stage.last else 0.0)

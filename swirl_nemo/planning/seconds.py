@@ -17,20 +17,21 @@ ADAM_BYTES = 28  # of memory traffic for a parameter: weight, gradient and momen
 @dataclass(frozen=True)
 class Machine:
     """Hardware, and how well the software over it uses it. `exposed`: shares of tensor-parallel exchange, of the
-    gradients' and of the weights' that nothing hides; `passes` as calibration.FUSED; `slack`: waiting, as a factor."""
+    gradients' and of the weights' that nothing hides; `passes` as calibration.FUSED; `slack`: waiting, as a factor;
+    `ulysses`: context-parallel ranks trade tokens for heads (Jacobs et al. 2023), else keys go round in a ring."""
 
     hardware: HardwareConfig
     devices: int  # of a node
     exposed: tuple[float, float, float]
     passes: tuple[float, float, float] = c.FUSED
     slack: float = 1.0
+    ulysses: bool = False
 
     @classmethod
     def of(cls, cfg: SwirlConfig) -> "Machine":
-        """This project's: tensor-parallel exchange is not overlapped."""
-        flags = (cfg.parallel.overlap_grad_reduce, cfg.parallel.overlap_param_gather)
-        exposed = (1.0, *(c.DATA_EXPOSED if flag else 1.0 for flag in flags))
-        return cls(cfg.cluster.hardware, cfg.cluster.devices, exposed, c.EAGER, c.RL_SLACK)
+        """This project's: gradients' exchange alone may be overlapped."""
+        exposed = (1.0, c.DATA_EXPOSED if cfg.parallel.overlap_grad_reduce else 1.0, 1.0)
+        return cls(cfg.cluster.hardware, cfg.cluster.devices, exposed, c.EAGER, c.RL_SLACK, ulysses=True)
 
     def products(self, flops: float, fp8: bool = False) -> float:
         if fp8:
@@ -74,7 +75,8 @@ def layers(model: Model, machine: Machine, stage: Stage, batch: Micro, fp8: bool
     size = hidden * d.h / model.split + attention * (d.q + 2 * d.k) / t + inner * (d.fc1 + d.f) / t
     casts = c.CAST_BYTES * (2 * d.h / model.split + (d.q + d.f) / t) * (stage.layers - edge)
     shared = machine.exchange(4 * tokens * d.h * model.w * (t - 1) / t, t)
-    shared += machine.exchange(4 * tokens * d.k / t * model.w * (layout.context - 1), t * layout.context)
+    traded = 2 * (d.q + d.k) / layout.context if machine.ulysses else 4 * d.k
+    shared += machine.exchange(tokens * traded / t * model.w * (layout.context - 1), t * layout.context)
     return Pass(
         machine.products(flops * edge) + machine.products(flops * (stage.layers - edge), fp8=True),
         4 * pairs * d.q / t * stage.layers / (machine.hardware.bf16_tflops * TERA * c.ATTENTION),
@@ -147,7 +149,7 @@ class StepTime:
 def step_time(model: Model, machine: Machine, work: PhaseWork, scoring_fp8: bool) -> StepTime:
     """Of one phase, its parts in the order of phase.grpo_step."""
     replicas = model.layout.data
-    parts = {"rollout": Part(rollout_seconds(model, machine, work.rollout), work.rollout.tokens * replicas)}
+    parts = {"rollout": Part(rollout_seconds(model, machine, work.rollout), work.rollout.tokens * model.layout.shards)}
     parts["swap"] = Part(work.copies * copy_seconds(model, machine))
     for name, batch in work.passes.items():
         seconds = pipelined(model, machine, [batch], backward=False, fp8=scoring_fp8)

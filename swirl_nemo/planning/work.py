@@ -77,8 +77,8 @@ def micro(rows: float, size: int, group: int, prefix: float, own: float, scored:
 
 @dataclass(frozen=True)
 class Rollout:
-    """`pieces` one after the other of `prompts` prompts with `rows` rows in all, of a data-parallel replica. A piece
-    takes as many tokens as its `longest` row; `truncates`: by top-k or top-p."""
+    """`pieces` one after the other of `prompts` prompts with `rows` rows in all, of a data- or context-parallel rank. A
+    piece takes as many tokens as its `longest` row; `truncates`: by top-k or top-p."""
 
     pieces: int
     prompts: int
@@ -121,7 +121,7 @@ def phase_work(cfg: SwirlConfig, role: RoleName, lengths: Lengths, layout: Layou
             train.append(micro(share, sizes.micro_batch, 1, prompt, completion - 1, completion))
     return PhaseWork(
         role=role.value,
-        rollout=_rollout(cfg, role, prompts, prompt, completion),
+        rollout=_rollout(cfg, role, math.ceil(phase.prompts / layout.shards), prompt, completion),
         passes=passes,
         train=train,
         optimizer_steps=phase.optimizer_steps,
