@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import product
 from typing import Any
 
@@ -90,9 +91,13 @@ def _set(node: Any, path: list[str], value: Any) -> Any:
 
 def overrides(change: Change) -> str:
     """As they are typed."""
-    words = {True: "true", False: "false"}
-    return " ".join(f"{key}={words.get(value, value) if isinstance(value, bool) else getattr(value, 'name', value)}"
-                    for key, value in change.items())  # fmt: skip
+    return " ".join(f"{key}={_typed(value)}" for key, value in change.items())
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value.name if isinstance(value, Enum) else str(value)
 
 
 def allowed(cfg: SwirlConfig, a: ArchitectureConfig) -> bool:
@@ -111,35 +116,28 @@ def _check(cfg: SwirlConfig, a: ArchitectureConfig) -> None:
 
 
 def mends(cfg: SwirlConfig, a: ArchitectureConfig) -> list[Change]:
-    """Single changes with which everything fits, those that cost least time first."""
-    found = []
-    for change in _single_changes(cfg):
-        other = changed(cfg, change)
-        if allowed(other, a) and misfit(other, memory(other, a)) is None:
-            found.append(change)
-    return found
+    """Single changes with which everything fits, those that cost least time first; of a kind the smallest."""
+    fitting = ([change for change in kind if _fits(changed(cfg, change), a)] for kind in _single_changes(cfg))
+    return [kind[0] for kind in fitting if kind]
 
 
-def _single_changes(cfg: SwirlConfig) -> Iterator[Change]:
-    parallel = cfg.parallel
-    if parallel.tensor > 1 and not parallel.sequence:
-        yield {"parallel.sequence": True}
+def _fits(cfg: SwirlConfig, a: ArchitectureConfig) -> bool:
+    return allowed(cfg, a) and misfit(cfg, memory(cfg, a)) is None
+
+
+def _single_changes(cfg: SwirlConfig) -> Iterator[list[Change]]:
+    """By kind, smaller changes first."""
+    parallel, factors = cfg.parallel, (2, 4, 8)
+    yield [{"parallel.sequence": True}]
     for key in ("rollout_batch", "micro_batch", "score_batch"):
-        size = getattr(parallel, key) // 2
-        while size:
-            yield {f"parallel.{key}": size}
-            size //= 2
-    for recompute in (Recompute.selective, Recompute.full):
-        if cfg.model.recompute is not recompute:
-            yield {"model.recompute": recompute}
-    for factor in (2, 4, 8):
-        if parallel.tensor * factor <= cfg.cluster.devices:
-            yield {"parallel.tensor": parallel.tensor * factor, "parallel.sequence": True}
-        yield {"parallel.pipeline": parallel.pipeline * factor}
-    for factor in (2, 4, 8):
-        yield {"cluster.nodes": cfg.cluster.nodes * factor}
-    if cfg.model.weights is Weights.separate:
-        yield {"model.weights": Weights.shared}
+        size = getattr(parallel, key)
+        yield [{f"parallel.{key}": size >> n} for n in range(1, size.bit_length())]
+    yield [{"model.recompute": recompute} for recompute in (Recompute.selective, Recompute.full)]
+    tensors = [parallel.tensor * n for n in factors if parallel.tensor * n <= cfg.cluster.devices]
+    yield [{"parallel.tensor": tensor, "parallel.sequence": True} for tensor in tensors]
+    yield [{"parallel.pipeline": parallel.pipeline * n} for n in factors]
+    yield [{"cluster.nodes": cfg.cluster.nodes * n} for n in factors]
+    yield [{"model.weights": Weights.shared}]
 
 
 @dataclass(frozen=True)
@@ -149,31 +147,35 @@ class Found:
 
 
 def search(cfg: SwirlConfig, lengths: Lengths, most: int) -> list[Found]:
-    """The fastest `most` layouts that fit, by the hours of all phases, precision and GPUs as configured.
-
-    Of rollout batches the largest that fits is the fastest, and of recomputation the least.
-    """
+    """The fastest `most` that fit, one of each tensor and pipeline parallel size, by the hours of all phases; precision
+    and GPUs are as configured."""
     a = architecture(cfg)
-    found = []
-    for change in _layouts(cfg, a):
-        fitting = _fitting(cfg, a, change)
-        if fitting is not None:
-            found.append(Found(fitting, make_plan(changed(cfg, fitting), a, lengths)))
-    return sorted(found, key=lambda one: one.plan.hours)[:most]
+    found = [
+        Found(change, make_plan(changed(cfg, change), a, lengths))
+        for layout in _layouts(cfg, a)
+        for change in _fitting(cfg, a, layout)
+    ]
+    best: dict[tuple[int, int], Found] = {}
+    for one in sorted(found, key=lambda one: one.plan.hours):
+        best.setdefault((one.plan.layout.tensor, one.plan.layout.pipeline), one)
+    return list(best.values())[:most]
 
 
-def _fitting(cfg: SwirlConfig, a: ArchitectureConfig, change: Change) -> Change | None:
-    for recompute, rollout in product(Recompute, _ROLLOUT):
-        full = change | {"model.recompute": recompute, "parallel.rollout_batch": rollout}
-        other = changed(cfg, full)
-        if not allowed(other, a):
-            continue
-        one = misfit(other, memory(other, a))
-        if one is None:
-            return full
-        if one.what in STANDING:
-            return None
-    return None
+def _fitting(cfg: SwirlConfig, a: ArchitectureConfig, layout: Change) -> Iterator[Change]:
+    """With each kind of recomputation and the largest rollout batch that fits: the fewer pieces, the faster."""
+    for recompute in Recompute:
+        for rollout in _ROLLOUT:
+            change = layout | {"model.recompute": recompute, "parallel.rollout_batch": rollout}
+            other = changed(cfg, change)
+            if not allowed(other, a):
+                continue
+            one = misfit(other, memory(other, a))
+            if one is None:
+                yield change
+            if one is None or one.what in TRAINING:
+                break
+            if one.what in STANDING:
+                return
 
 
 def _layouts(cfg: SwirlConfig, a: ArchitectureConfig) -> Iterator[Change]:
