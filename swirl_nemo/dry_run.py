@@ -5,6 +5,7 @@ The actor is the one that trains, with Megatron's DDP and distributed optimizer,
 
 import math
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from .alternation import Stage, phase_of, stages
 from .checks import check, check_architecture
-from .config import ArchitectureConfig, SwirlConfig
+from .config import ArchitectureConfig, Fp8, SwirlConfig
 from .data.transitions import TransitionFile
 from .planning import report
 from .planning.architecture import Layout, architecture, parameters
@@ -55,10 +56,12 @@ def rank_zero_parameters(cfg: SwirlConfig, a: ArchitectureConfig) -> tuple[int, 
         if not (folder / "model_config.yaml").is_file():
             folder = Path(place)
             write_stand_in(a, folder)
+        # Transformer Engine needs a GPU; its layers have the same weights
+        plain = replace(cfg, precision=replace(cfg.precision, fp8=Fp8.none))
         with rank_zero(cfg.cluster.nodes, cfg.cluster.devices):
             from .actor.build import build_actor
 
-            actor = build_actor(cfg, folder)
+            actor = build_actor(plain, folder)
     built = sum(parameter.numel() for stage in actor.model for parameter in stage.parameters())
     layout = Layout.of(cfg)
     expected = pipeline_stages(a, layout)[0].parameters(a, layout.tensor)

@@ -8,7 +8,7 @@ import pytest
 
 from swirl_nemo import cli
 
-BIG = "experiment=llama3_70b_32x8_bf16"
+BIG = "experiment=llama3_70b_32x8_fp8"
 
 
 @pytest.mark.megatron

@@ -58,7 +58,8 @@ TIED = [name for name, layout in LAYOUTS.items() if layout.tied]
 
 
 def compute(work: Path) -> dict[str, dict]:
-    """What `rooms.visit` returned in each layout. The fixture `layouts` calls it, once a session."""
+    """What `rooms.visit` returned in each layout. The fixture `layouts` calls it, once a session. In the same process a
+    case of workers/memory.py is measured, into work/memory.json."""
     run_module("workers.layouts", work)
     return {name: torch.load(work / f"{name}.pt") for name in LAYOUTS}
 
@@ -118,12 +119,14 @@ def _visit(work: Path, name: str) -> None:
 
 
 def main(work: Path) -> None:
-    from workers import setting
+    from workers import memory, setting
 
     import_stack()
     fork(setting.make, work)
     for name, layout in LAYOUTS.items():
         fork(_visit, work, name, processes=layout.processes)
+    if not torch.cuda.is_available():  # what it measures is of CPUs
+        memory.measure_cases(work, [memory.AGAIN])
 
 
 if __name__ == "__main__":

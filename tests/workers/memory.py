@@ -87,6 +87,7 @@ CASES = {
     "DP2 bf16 tied": Case(shape=Shape(tied=True), data=2, prompts=4, options=(BF16,)),
     "SmolLM2-135M bf16": Case(shape=SMOLLM2, options=(BF16,), prompts=1, logit_chunk=32),
 }
+AGAIN = "single full recompute"  # measured in every run of the tests
 
 
 class Live(TorchDispatchMode):
@@ -301,15 +302,16 @@ def record(name: str, folder: Path) -> dict:
     return {**asdict(case), **json.loads((folder / "measured.json").read_text())}
 
 
-def main(folder: Path, names: list[str]) -> None:
-    import_stack()
+def measure_cases(folder: Path, names: Iterable[str]) -> None:
+    """Put them into folder/memory.json, one by one, beside what is there."""
     out = folder / "memory.json"
     result = json.loads(out.read_text()) if out.exists() else {}
-    for name in names or CASES:
+    for name in names:
         with tempfile.TemporaryDirectory() as place:
             result[name] = record(name, Path(place))
         out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    import_stack()
+    measure_cases(Path(sys.argv[1]), sys.argv[2:] or CASES)
