@@ -301,9 +301,14 @@ def test_status_shows_step_speed_metrics_and_attempts(tmp_path):
     attempt(run, 0)
     line = {"iteration": 1, "phase": "fwm", "step": 7, "optimizer_step": 27, "loss": 0.5, "tokens_per_s/train": 700.4}
     held_out = {"eval": True, "split": "test", "model": "swirl", "iteration": 1, "fwm/exact_match": 0.25, "phase": "x"}
-    (run / "metrics.jsonl").write_text(f"{json.dumps(line)}\n{json.dumps(held_out)}\n")
+    last = {"iteration": 1, "phase": "continued_sft", "role": "idm", "step": 7, "optimizer_step": 27, "loss": 0.5}
+    lines = [json.dumps(record) for record in (line, held_out, last)]
+    (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     shown = dict(text.split(maxsplit=1) for text in status(run))
-    assert shown["at"] == "iteration 1 · fwm · step 7 · optimizer step 27" and shown["tokens/s"] == "train 700"
+    assert (
+        shown["at"] == "iteration 1 · continued_sft idm · step 7 · optimizer step 27"
+        and shown["tokens/s"] == "train 700"
+    )
     assert shown["attempt"].endswith("job 12: saved at the start, train ended with code 0")
     assert "fwm/exact_match 0.250" in "".join(status(run)) and shown["finished"] == "no"
 

@@ -22,7 +22,7 @@ def status(run: Path) -> list[str]:
     found = [
         ("run", str(run.resolve())),
         *[("job", f"{job} {_state(job)}") for job in _jobs(events)],
-        *(_step(steps[-1]) if steps else [("at", attempts.place(run))]),
+        *(_step(steps) if steps else [("at", attempts.place(run))]),
         *([("held out", _held_out(held_out[-1]))] if held_out else []),
         *[("attempt", _attempt(event)) for event in events if event["event"] == "ended"],
         ("finished", "yes" if (run / "summary.json").exists() else "no"),
@@ -48,14 +48,20 @@ def _state(job: str) -> str:
     return f"{state} on {nodes}, {used} used, {left} left" if nodes else f"{state} ({reason})"
 
 
-def _step(record: dict) -> list[tuple[str, str]]:
-    speeds = [f"{name.partition('/')[2]} {value:.0f}" for name, value in _numbers(record, "tokens_per_s/")]
+def _step(steps: list[dict]) -> list[tuple[str, str]]:
+    """Of the last; supervised steps count no tokens, so speeds are the last phase's."""
+    record = steps[-1]
+    speeds = next(filter(None, (_numbers(step, "tokens_per_s/") for step in reversed(steps))), [])
     shown = ("loss", "reward/mean", "kl/reference", "grad_norm", "drift/max", "seconds/step")
     figures = [f"{name} {value:.4g}" for name, value in _numbers(record, "") if name in shown]
     place = f"iteration {record['iteration']} · {record['phase']} {record.get('role', '')}".rstrip()
     return [
         ("at", f"{place} · step {record['step']} · optimizer step {record['optimizer_step']}"),
-        *([("tokens/s", " · ".join(speeds))] if speeds else []),
+        *(
+            [("tokens/s", " · ".join(f"{name.partition('/')[2]} {value:.0f}" for name, value in speeds))]
+            if speeds
+            else []
+        ),
         ("metrics", " · ".join(figures)),
     ]
 
