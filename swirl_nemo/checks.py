@@ -3,6 +3,7 @@
 Each fault is a ValueError of one line: KEY=VALUE: what is wrong: how to mend it.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from .config import PhaseConfig, RoleDataConfig, RoleName, SftConfig, SwirlConfig, Weights
+from .config import Dtype, Fp8, PhaseConfig, Recompute, RoleDataConfig, RoleName, SftConfig, SwirlConfig, Weights
 
 
 def check(cfg: SwirlConfig, world_size: int) -> None:
@@ -28,6 +29,7 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     for key in ("pretrain", "warmup") if cfg.model.weights is Weights.shared else ("pretrain",):
         _require(f"{key}.batch", getattr(cfg, key).batch, lambda v: v >= 2, "at least 2: a row is read in both roles")
     _check_alternation(cfg)
+    _check_precision(cfg)
     _require(
         "run.name", cfg.run.name, lambda v: v and v not in (".", "..", "latest") and "/" not in v, "a folder's name"
     )
@@ -92,10 +94,37 @@ def check_architecture(cfg: SwirlConfig, model: Any, where: str) -> None:
                 raise ValueError(
                     f"parallel.{axis}={size}: does not divide the {count} {name} of {where}: give a divisor of it"
                 )
+    if cfg.precision.fp8 is Fp8.hybrid:
+        _check_fp8_sizes(file, model, cfg)
     if cfg.model.max_length > model.max_position_embeddings:
         raise ValueError(
             f"model.max_length={cfg.model.max_length}: {where} allows {model.max_position_embeddings} positions: "
             f"give at most {model.max_position_embeddings}"
+        )
+
+
+def _check_fp8_sizes(file: Path, model: Any, cfg: SwirlConfig) -> None:
+    """Transformer Engine multiplies FP8 matrices whose sides divide by 16."""
+    tensor, edges = cfg.parallel.tensor, cfg.precision.fp8_edge_layers
+    heads, groups = model.num_attention_heads, model.num_query_groups
+    sides = {
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size / parallel.tensor": model.ffn_hidden_size // tensor,
+        "num_attention_heads x kv_channels / parallel.tensor": heads * model.kv_channels // tensor,
+        "(num_attention_heads + 2 num_query_groups) x kv_channels / parallel.tensor": (
+            (heads + 2 * groups) * model.kv_channels // tensor
+        ),
+    }
+    for name, side in sides.items():
+        if side % 16:
+            raise ValueError(
+                f"precision.fp8=hybrid: {name} is {side} in {file}, and FP8 needs a multiple of 16: give "
+                "precision=bf16, or another parallel.tensor"
+            )
+    if 2 * edges >= model.num_layers:
+        raise ValueError(
+            f"precision.fp8_edge_layers={edges}: {file} has {model.num_layers} layers, none of which would be in FP8: "
+            "give fewer, or precision=bf16"
         )
 
 
@@ -162,6 +191,36 @@ def _check_alternation(cfg: SwirlConfig) -> None:
     _require_all("alternation", cfg.alternation, _NOT_NEGATIVE, "iterations")
     if not cfg.alternation.order:
         raise ValueError(f"alternation.order=[]: no role trains: give e.g. [{','.join(RoleName.__members__)}]")
+
+
+def _check_precision(cfg: SwirlConfig) -> None:
+    precision = cfg.precision
+    _require_all("precision", precision, _POSITIVE, "fp8_amax_history_len")
+    _require_all("precision", precision, _NOT_NEGATIVE, "fp8_edge_layers")
+    if precision.fp8 is Fp8.none:
+        for name in ("emulate", "fp8_params"):
+            if getattr(precision, name):
+                raise ValueError(f"precision.{name}=true: precision.fp8=none has no FP8: give precision.fp8=hybrid")
+        return
+    if precision.emulate and precision.fp8_params:
+        raise ValueError("precision.fp8_params=true: emulation keeps weights in precision.dtype: give false")
+    if precision.emulate and cfg.model.recompute is not Recompute.none:
+        raise ValueError(
+            f"model.recompute={cfg.model.recompute.name}: emulated FP8 would take every pass for two: give none"
+        )
+    if precision.dtype is Dtype.fp32 and not precision.emulate:
+        raise ValueError("precision.dtype=fp32: FP8 layers take bf16 and give bf16: give precision.dtype=bf16")
+
+
+def check_machine(cfg: SwirlConfig) -> None:
+    """Raises ValueError, one line, where this machine lacks what the run asks for."""
+    if cfg.precision.fp8 is Fp8.none or cfg.precision.emulate:
+        return
+    if importlib.util.find_spec("transformer_engine") is None:
+        raise ValueError(
+            "precision.fp8=hybrid: Transformer Engine is not installed here: give precision=fp8_emulated, or "
+            "precision=bf16"
+        )
 
 
 _Rule = tuple[Callable[[Any], bool], str]

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .config import AmaxAlgorithm
+from .products import packed_linear
 
 INPUT, WEIGHT, GRADIENT = range(3)
 FORWARD, BACKWARD = slice(INPUT, GRADIENT), slice(GRADIENT, GRADIENT + 1)
@@ -39,11 +40,12 @@ def updated(scale: Tensor, history: Tensor, algorithm: AmaxAlgorithm, largest: T
 
 class DelayedScaling:
     """Scales and amax histories of the M linear layers that a pipeline stage holds, each with an input, a weight and a
-    gradient of the output. `group`: the processes that hold parts of the same tensors, or see other samples."""
+    gradient of the output. `enabled` is for the layers that use it to heed."""
 
-    def __init__(self, length: int, algorithm: AmaxAlgorithm, group: dist.ProcessGroup | None, device):
-        self._algorithm, self._group = algorithm, group
+    def __init__(self, length: int, algorithm: AmaxAlgorithm, device):
+        self._algorithm = algorithm
         self._largest = torch.tensor(LARGEST, device=device)
+        self.enabled = True
         self.scale = torch.ones(0, len(FORMATS), device=device)
         self.history = torch.zeros(0, length, len(FORMATS), device=device)
 
@@ -73,14 +75,25 @@ class DelayedScaling:
         for kind, operand in ((INPUT, values), (WEIGHT, weight)):
             if torch.is_grad_enabled():
                 self._record(place, kind, operand)
-            operands.append(_Rounded.apply(operand, self.scale[place, kind].clone(), kind))
+            operands.append(_Rounded.apply(operand, self.scale[place, kind], kind))
         return _RoundedGradient.apply(product(*operands), self, place).to(values.dtype)
 
-    def update(self, columns: slice) -> None:
+    def packed(self, place: int, weight: Tensor, bias: Tensor | None) -> Callable[..., Tensor]:
+        """products.packed_linear of rounded operands, for weights and scales that do not change."""
+        product = packed_linear(rounded(weight, self.scale[place, WEIGHT], WEIGHT), None)
+
+        def rounded_product(values: Tensor, residual: Tensor | None = None) -> Tensor:
+            output = product(rounded(values, self.scale[place, INPUT], INPUT)).to(values.dtype)
+            output = output if bias is None else output + bias
+            return output if residual is None else residual + output
+
+        return rounded_product
+
+    def update(self, columns: slice, group: dist.ProcessGroup) -> None:
         """Scales from what the pass recorded: FORWARD after each forward pass that trains, BACKWARD after its backward
-        pass. Collective."""
+        pass. Collective over the processes that hold parts of the same tensors, or see other samples."""
         seen = self.history[:, 0, columns].contiguous()
-        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(seen, op=dist.ReduceOp.MAX, group=group)
         self.history[:, 0, columns] = seen
         self.scale[:, columns], self.history[..., columns] = updated(
             self.scale[:, columns], self.history[..., columns], self._algorithm, self._largest[columns]

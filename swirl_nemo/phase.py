@@ -274,12 +274,12 @@ def _policy_loss(phase: PhaseConfig, *, behaviour, reference, advantages, mask, 
 
 def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBatch], lr: float) -> dict[str, float]:
     """Sums of all ranks as means. A step for which no rank has a live group or a supervised row is skipped."""
-    anyone = session.add_up(torch.tensor([float(len(batches))], device=session.device))
-    if anyone.item() == 0:
+    most = int(session.add_up(torch.tensor([len(batches)], device=session.device), maximum=True).item())
+    if most == 0:
         return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "tokens": 0, "skipped/nonfinite": 0}
     tokens = supervised.trained_tokens(session, batches)
-    if not batches:
-        batches = [_nothing(session)]
+    # All ranks as many: FP8's amaxes are reduced over them in each pass
+    batches += [_nothing(session)] * (most - len(batches))
     grad_norm, sums, stepped = session.actor.optimizer_step(batches, lr, phase.clip_grad)
     session.sets.trained()
     zero = torch.zeros((), device=session.device)
@@ -294,7 +294,7 @@ def _optimizer_step(session: Session, phase: PhaseConfig, batches: list[MicroBat
 
 
 def _nothing(session: Session) -> MicroBatch:
-    """A micro-batch without weight, for a rank whose groups are all dead while other ranks train."""
+    """A micro-batch without weight, for a rank that has fewer live groups than another."""
     end = session.prompter.end
     sequences = collate([[end]], [[end]]).to(session.device)
     return MicroBatch(sequences, session.model_distribution, loss=lambda logprobs, entropy: (0 * logprobs.sum(), {}))

@@ -1,4 +1,4 @@
-"""Named weight sets in host memory, worn by the one live Megatron model.
+"""Named weight sets, worn by the one live Megatron model: in host memory, with the extra state of FP8 layers.
 
 A second model never stands on the device: `with sets.wear("idm"):` copies that set into the live parameters and copies
 the policy back afterwards. Host memory is pinned on GPUs, so that the copies run at the bus's speed.
@@ -17,6 +17,14 @@ class WeightSets:
     def __init__(self, actor, policy: str):
         self._parameters = [p for stage in actor.model for p in stage.parameters()]
         self._host: dict[str, list[Tensor]] = {}
+        # Scales and amax histories belong to the weights and activations that they were taken from
+        self._layers = [
+            module
+            for stage in actor.model
+            for module in stage.modules()
+            if type(module).get_extra_state is not torch.nn.Module.get_extra_state
+        ]
+        self._extra_states: dict[str, list] = {}
         self.policy = policy
         self._worn = policy
         self.seconds = 0.0  # spent copying so far
@@ -54,7 +62,7 @@ class WeightSets:
 
     def drop(self, name: str) -> None:
         assert name != self.policy
-        del self._host[name]
+        del self._host[name], self._extra_states[name]
 
     @contextmanager
     def wear(self, name: str):
@@ -77,10 +85,13 @@ class WeightSets:
         if name not in self._host:
             pinned = torch.cuda.is_available()
             self._host[name] = [torch.empty(p.shape, dtype=p.dtype, pin_memory=pinned) for p in self._parameters]
+        self._extra_states[name] = [layer.get_extra_state() for layer in self._layers]
         self._copy(self._parameters, self._host[name])
 
     def _load(self, name: str) -> None:
         if name != self._worn:
+            for layer, state in zip(self._layers, self._extra_states[name], strict=True):
+                layer.set_extra_state(state)
             self._copy(self._host[name], self._parameters)
             self._worn = name
 

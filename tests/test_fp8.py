@@ -40,9 +40,8 @@ def nearest(value: float, mantissa: int, least: int, largest: float) -> float:
 def test_rounding_is_that_of_the_formats_definition(kind, form):
     """Normal and subnormal numbers, ties, and saturation, from Micikevicius et al. 2022, table 1; scales are powers of
     two, so that dividing by them is exact."""
-    values = torch.cat(
-        [drawn(300) * 2.0 ** torch.linspace(-20, 20, 300).round(), torch.tensor([0.0, 1.0625, 1.125, -1e9])]
-    )
+    special = torch.tensor([0.0, 1.0625, 1.125, -1e9])
+    values = torch.cat([drawn(300) * 2.0 ** torch.linspace(-20, 20, 300).round(), special])
     for scale in (0.25, 1.0, 64.0):
         expected = [nearest(value * scale, *form) / scale for value in values.tolist()]
         assert rounded(values, torch.tensor(scale), kind).tolist() == expected
@@ -51,7 +50,7 @@ def test_rounding_is_that_of_the_formats_definition(kind, form):
 
 def test_the_product_and_its_gradients_are_those_of_torchs_fp8_product(alone):
     """torch._scaled_mm multiplies float8 tensors themselves; the second pass uses the scales of the first."""
-    scaling = DelayedScaling(4, AmaxAlgorithm.max, alone, "cpu")
+    scaling = DelayedScaling(4, AmaxAlgorithm.max, "cpu")
     place, product = scaling.add(), torch.nn.functional.linear
     values, weight, upstream = drawn(32, 48) * 3, drawn(64, 48, seed=1) / 9, drawn(32, 64, seed=2) * 1e-6
     for expected_scales in (torch.ones(3), torch.tensor([448.0, 448.0, 57344.0]) / _amaxes(values, weight, upstream)):
@@ -59,9 +58,9 @@ def test_the_product_and_its_gradients_are_those_of_torchs_fp8_product(alone):
         scale_x, scale_w, scale_g = scaling.scale[place].clone()
         values.requires_grad_(), weight.requires_grad_()
         output = scaling.linear(place, product, values, weight)
-        scaling.update(FORWARD)
+        scaling.update(FORWARD, alone)
         found = torch.autograd.grad(output, (values, weight), upstream)
-        scaling.update(BACKWARD)
+        scaling.update(BACKWARD, alone)
         x, w, g = (cast(part, s, kind) for kind, (part, s) in enumerate(
             ((values, scale_x), (weight, scale_w), (upstream, scale_g))))  # fmt: skip
         for one, other in (
@@ -110,26 +109,26 @@ def test_scales_follow_transformer_engines_update(algorithm, length):
 
 
 def test_scoring_leaves_scales_and_history(alone):
-    scaling = DelayedScaling(3, AmaxAlgorithm.max, alone, "cpu")
+    scaling = DelayedScaling(3, AmaxAlgorithm.max, "cpu")
     place = scaling.add()
     values, weight = drawn(4, 16), drawn(8, 16, seed=1)
     scaling.linear(place, torch.nn.functional.linear, values, weight)
-    scaling.update(FORWARD)
+    scaling.update(FORWARD, alone)
     before = scaling.state(place)
     with torch.no_grad():
         scaling.linear(place, torch.nn.functional.linear, 50 * values, weight)
     assert torch.equal(before, scaling.state(place)) and before[0, INPUT] != 1
 
 
-def test_state_is_kept_and_its_history_cut_or_filled_up(alone):
-    scaling = DelayedScaling(4, AmaxAlgorithm.max, alone, "cpu")
+def test_state_is_kept_and_its_history_cut_or_filled_up():
+    scaling = DelayedScaling(4, AmaxAlgorithm.max, "cpu")
     first, second = scaling.add(), scaling.add()
     state = torch.arange(15.0).view(5, 3)
     scaling.load(second, state)
     assert torch.equal(scaling.state(second), state)
     scaling.load(second, None)
     assert torch.equal(scaling.state(second), scaling.state(first))
-    shorter = DelayedScaling(2, AmaxAlgorithm.max, alone, "cpu")
+    shorter = DelayedScaling(2, AmaxAlgorithm.max, "cpu")
     shorter.load(shorter.add(), state)
     assert torch.equal(shorter.state(0), state[:3])
     scaling.load(second, state[:3])

@@ -101,7 +101,7 @@ def test_selected_rows_keep_what_they_were():
 def test_without_padding_nothing_is_moved():
     packing, _ = pack(collate([[1, 2], [1, 2]], [[3, 4], [5, 6]], 2), 1)
     assert packing.slots is None and packing.places is None
-    prompts = pack_prefixes(padded([[1, 2], [3]]), torch.tensor([2, 1]))
+    prompts = pack_prefixes(padded([[1, 2], [3]]), torch.tensor([2, 1]), multiple=1)
     assert prompts.tokens.tolist() == [1, 2, 3] and prompts.slots is not None
 
 

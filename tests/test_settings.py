@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
-from swirl_nemo.checks import check, check_files
+from swirl_nemo.checks import check, check_files, check_machine
 from swirl_nemo.config import Aggregation, Kl, RoleName, SamplingConfig, SwirlConfig, Weights
 from swirl_nemo.settings import compose, conf_dir, launched, load
 from swirl_nemo.worlds.config import CollectConfig
@@ -116,6 +116,7 @@ def test_a_mistake_in_a_users_own_file_names_the_file(tmp_path):
         compose([f"hydra.searchpath=[{tmp_path}]", "phase=mine"])
 
 
+EMULATED = ("precision.fp8=hybrid", "precision.emulate=true")
 OUT_OF_RANGE = [
     (["phase.fwm.group=1"], 1, "phase.fwm.group=1: out of range: it must be at least 2"),
     (
@@ -146,6 +147,17 @@ OUT_OF_RANGE = [
     (["data.idm.templates=[]"], 1, "data.idm.templates=[]"),
     (["cluster.backend=mpi"], 1, "cluster.backend=mpi: out of range: it must be gloo on CPUs, nccl on GPUs"),
     (["run.name=../x"], 1, "run.name=../x: out of range"),
+    (["precision.emulate=true"], 1, "precision.emulate=true: precision.fp8=none has no FP8: give precision.fp8=hybrid"),
+    (["precision.fp8_params=true"], 1, "precision.fp8_params=true: precision.fp8=none has no FP8"),
+    (
+        ["precision.fp8=hybrid"],
+        1,
+        "precision.dtype=fp32: FP8 layers take bf16 and give bf16: give precision.dtype=bf16",
+    ),
+    ([*EMULATED, "precision.fp8_params=true"], 1, "precision.fp8_params=true: emulation keeps weights in"),
+    ([*EMULATED, "model.recompute=full"], 1, "model.recompute=full: emulated FP8 would take every pass for two"),
+    ([*EMULATED, "precision.fp8_amax_history_len=0"], 1, "fp8_amax_history_len=0: out of range: it must be over 0"),
+    ([*EMULATED, "precision.fp8_edge_layers=-1"], 1, "fp8_edge_layers=-1: out of range: it must be 0 or more"),
 ]
 
 
@@ -211,6 +223,39 @@ def test_model_that_cannot_be_split(on_disk, axis, size, what):
     broken = replace(on_disk, parallel=replace(on_disk.parallel, **{axis: size}))
     with pytest.raises(ValueError, match=f"^parallel.{axis}={size}: does not divide the {what} of .*: give a divisor"):
         check_files(broken)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "what"),
+    [
+        ([], 1, "hidden_size is 24 in"),
+        (["parallel.tensor=2"], 1, r"ffn_hidden_size / parallel.tensor is 24 in"),
+        (
+            ["parallel.tensor=2"],
+            2,
+            r"\(num_attention_heads \+ 2 num_query_groups\) x kv_channels / parallel.tensor is 24",
+        ),
+        (["precision.fp8_edge_layers=2"], 2, "fp8_edge_layers=2: .* has 3 layers, none of which would be in FP8"),
+    ],
+)
+def test_model_whose_layers_fp8_cannot_multiply(tmp_path, on_disk, settings, size, what):
+    """Sides of matrices that are no multiple of 16 on a rank."""
+    model = {"hidden_size": 16 if "/" in what or "edge" in what else 24, "kv_channels": 8, "num_layers": 3}
+    model |= {"num_attention_heads": 4, "num_query_groups": size, "ffn_hidden_size": 48 * size}
+    OmegaConf.save(model | {"max_position_embeddings": 256}, tmp_path / "fwm" / "model_config.yaml")
+    with pytest.raises(ValueError, match=what):
+        check_files(changed(on_disk, "model.weights=shared", *EMULATED, *settings))
+    check_files(changed(on_disk, "model.weights=shared"))
+
+
+def test_fp8_without_transformer_engine(monkeypatch, default):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    wanted = changed(default, "precision.fp8=hybrid", "precision.dtype=bf16")
+    with pytest.raises(
+        ValueError, match="^precision.fp8=hybrid: Transformer Engine is not installed here: give precis"
+    ):
+        check_machine(wanted)
+    assert check_machine(changed(wanted, "precision.emulate=true")) is check_machine(default) is None
 
 
 def test_model_with_too_few_positions(on_disk):

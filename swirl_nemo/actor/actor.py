@@ -6,7 +6,7 @@ rollout, and the loss is a function of log-probs that the caller gives with each
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,8 @@ from nemo_aligner.models.nlp.gpt.megatron_gpt_ppo_actor import MegatronGPTActorM
 from nemo_aligner.utils.train_utils import prepare_for_training_step, set_eval, set_sync_funcs, set_train
 from torch import Tensor
 
+from ..config import AmaxAlgorithm
+from ..fp8 import DelayedScaling
 from ..guard import agree
 from ..rollout.engine import generate
 from ..rollout.pipeline import from_last_stage
@@ -27,6 +29,7 @@ from .batch import MicroBatch, pad_columns
 from .model import ScoringGPTModel, block_spec
 from .packing import pack
 
+FP8_TOKENS = 16  # the cores that multiply FP8 want rows in multiples of it
 _GROUP_KIND = ("wd_mult", "lr_mult", "is_expert_parallel", "is_decoupled_lr")
 
 
@@ -35,9 +38,10 @@ class SwirlActor(MegatronGPTActorModel):
 
     def model_provider_func(self, pre_process: bool, post_process: bool) -> ScoringGPTModel:
         self.transformer_config.variable_seq_lengths = self.cfg.pipeline_model_parallel_size > 1
+        scaling = self._delayed_scaling() if self.cfg.swirl_fp8_emulated else None
         model = ScoringGPTModel(
             config=self.transformer_config,
-            transformer_layer_spec=block_spec(self.transformer_config),
+            transformer_layer_spec=block_spec(self.transformer_config, scaling, self.cfg.swirl_fp8_edge_layers),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=self.cfg.encoder_seq_length,
             pre_process=pre_process,
@@ -50,8 +54,14 @@ class SwirlActor(MegatronGPTActorModel):
             seq_len_interpolation_factor=self.cfg.get("seq_len_interpolation_factor"),
         )
         mcore_model_customize(self.cfg, model)  # NeMo's: Llama 3's RoPE scaling, Gemma's embedding scaling
-        model.logit_chunk = self.cfg.swirl_logit_chunk
+        model.logit_chunk, model.scaling = self.cfg.swirl_logit_chunk, scaling
+        fp8 = self.cfg.fp8 or self.cfg.swirl_fp8_emulated
+        model.token_multiple = FP8_TOKENS * self.cfg.tensor_model_parallel_size if fp8 else 1
         return model
+
+    def _delayed_scaling(self) -> DelayedScaling:
+        algorithm = AmaxAlgorithm(self.cfg.fp8_amax_compute_algo)
+        return DelayedScaling(self.cfg.fp8_amax_history_len, algorithm, torch.cuda.current_device())
 
     def _vocab_size_with_padding(self, *_, **__) -> int:
         """The checkpoint's, so that it does not depend on the tensor-parallel size as NeMo's own padding does."""
@@ -80,7 +90,8 @@ class SwirlActor(MegatronGPTActorModel):
     def get_inference_log_probs(self, micro_batches: list[MicroBatch]) -> Tensor:
         """Log-probs and entropies [2, B, C] of the micro-batches' completion tokens, in order, on every rank."""
         set_eval(self)
-        outputs = self._run(micro_batches, forward_only=True)
+        with self._scoring_precision():
+            outputs = self._run(micro_batches, forward_only=True)
         if not outputs:
             outputs = [self._like(batch) for batch in micro_batches]
         for output in outputs:
@@ -95,7 +106,7 @@ class SwirlActor(MegatronGPTActorModel):
     def infer(self, prompts: list[list[int]], distribution: Distribution, **options) -> Rollout:
         """rollout.engine.generate on the live weights; options as there."""
         set_eval(self)
-        with self._whole_sequences():
+        with self._whole_sequences(), self._scoring_precision():
             rollout = generate(self.module, prompts, distribution.to(torch.cuda.current_device()), **options)
         set_train(self)
         return rollout
@@ -106,14 +117,16 @@ class SwirlActor(MegatronGPTActorModel):
         without telling each other."""
         names = ("sequence_parallel", "reduce_scatter_embeddings", "variable_seq_lengths")
         holders = [self.transformer_config, *(m for stage in self.model for m in stage.modules())]
-        before = [
-            (holder, name, getattr(holder, name)) for holder in holders for name in names if hasattr(holder, name)
-        ]
-        for holder, name, _ in before:
-            setattr(holder, name, False)
-        yield
-        for holder, name, value in before:
-            setattr(holder, name, value)
+        with _switched_off((holder, name) for holder in holders for name in names if hasattr(holder, name)):
+            yield
+
+    @contextmanager
+    def _scoring_precision(self):
+        """FP8 off, unless precision.scoring has it on as in training."""
+        switches = [(self.transformer_config, "fp8")]
+        switches += [(model.scaling, "enabled") for model in self.get_model_module_list() if model.scaling]
+        with _switched_off([] if self.cfg.swirl_fp8_scoring else switches):
+            yield
 
     # training
 
@@ -222,7 +235,19 @@ class SwirlActor(MegatronGPTActorModel):
     @property
     def _multiple(self) -> int:
         """What the number of packed tokens must be divisible by: sequence parallelism gives each rank as many."""
-        return self.cfg.tensor_model_parallel_size if self.transformer_config.sequence_parallel else 1
+        shares = self.cfg.tensor_model_parallel_size if self.transformer_config.sequence_parallel else 1
+        return math.lcm(shares, self.get_model_module_list()[0].token_multiple)
+
+
+@contextmanager
+def _switched_off(switches: Iterable[tuple[object, str]]):
+    """Attributes (holder, name) false within."""
+    before = [(holder, name, getattr(holder, name)) for holder, name in switches]
+    for holder, name, _ in before:
+        setattr(holder, name, False)
+    yield
+    for holder, name, value in before:
+        setattr(holder, name, value)
 
 
 def _all_finite(parameters: list[Tensor]) -> bool:

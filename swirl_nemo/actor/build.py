@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.distributed import distributed_c10d
 
 from ..checkpoint.huggingface import read_model_config
-from ..config import Dtype, Recompute, SwirlConfig
+from ..config import Dtype, Fp8, PrecisionConfig, Recompute, ScoringPrecision, SwirlConfig
 from ..settings import ranks
 from ..stack import on_cpu, prepare
 
@@ -70,11 +70,26 @@ def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
             "eps": cfg.optimizer.eps,
         },
     }
-    return OmegaConf.merge(architecture, RUNTIME, layout)
+    return OmegaConf.merge(architecture, RUNTIME, layout, _fp8(cfg.precision))
 
 
 def precision(cfg: SwirlConfig):
     return "bf16" if cfg.precision.dtype is Dtype.bf16 else 32
+
+
+def _fp8(precision: PrecisionConfig) -> dict:
+    """NeMo's keys, which are for Transformer Engine's layers, and ours. Its margin stays 0."""
+    hybrid = precision.fp8 is Fp8.hybrid
+    return {
+        "fp8": hybrid and not precision.emulate,
+        "fp8_hybrid": hybrid and not precision.emulate,
+        "fp8_amax_history_len": precision.fp8_amax_history_len,
+        "fp8_amax_compute_algo": precision.fp8_amax_compute_algo.value,
+        "fp8_params": precision.fp8_params,
+        "swirl_fp8_emulated": precision.emulate,
+        "swirl_fp8_edge_layers": precision.fp8_edge_layers,
+        "swirl_fp8_scoring": precision.scoring is ScoringPrecision.training,
+    }
 
 
 def data_parallel_size(cfg: SwirlConfig) -> int:

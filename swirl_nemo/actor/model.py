@@ -14,9 +14,15 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from torch import Tensor
 
+from ..fp8 import BACKWARD, FORWARD, DelayedScaling
+from .emulated_fp8 import EmulatedColumn, EmulatedRow
 from .logprobs import Scored, log_probs
 from .norms import Norm
 from .packing import Packing
@@ -72,9 +78,21 @@ class RotatedSelfAttention(SelfAttention):
         return query, key, value, None, self.attn_mask_type
 
 
-def block_spec(config) -> TransformerBlockSubmodules:
-    """The layers of this pipeline stage."""
-    layer = ModuleSpec(
+def block_spec(config, scaling: DelayedScaling | None, edge_layers: int) -> TransformerBlockSubmodules:
+    """The layers of this stage; with `scaling`, all but the model's first and last `edge_layers` emulate FP8."""
+    first, count = get_transformer_layer_offset(config), get_num_layers_to_build(config)
+    layers = []
+    for number in range(first, first + count):
+        inner = edge_layers <= number < config.num_layers - edge_layers
+        layers.append(_layer_spec(config, scaling if inner else None))
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm)
+
+
+def _layer_spec(config, scaling: DelayedScaling | None) -> ModuleSpec:
+    column, row = tensor_parallel.ColumnParallelLinear, tensor_parallel.RowParallelLinear
+    if scaling is not None:
+        column, row = (ModuleSpec(kind, {"scaling": scaling}) for kind in (EmulatedColumn, EmulatedRow))
+    return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
@@ -82,21 +100,16 @@ def block_spec(config) -> TransformerBlockSubmodules:
                 module=RotatedSelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=tensor_parallel.ColumnParallelLinear,
+                    linear_qkv=column,
                     core_attention=CoreAttention,
-                    linear_proj=tensor_parallel.RowParallelLinear,
+                    linear_proj=row,
                     q_layernorm=Norm if config.qk_layernorm else None,
                     k_layernorm=Norm if config.qk_layernorm else None,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=tensor_parallel.ColumnParallelLinear, linear_fc2=tensor_parallel.RowParallelLinear
-                ),
-            ),
+            mlp=ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row)),
             mlp_bda=get_bias_dropout_add,
             # Transformer Engine fuses each norm into the linear layer after it; checkpoints keep its names.
             sharded_state_dict_keys_map={
@@ -105,13 +118,15 @@ def block_spec(config) -> TransformerBlockSubmodules:
             },
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=Norm)
 
 
 class ScoringGPTModel(GPTModel):
     """GPTModel that returns log-probabilities of given tokens, or next-token logits, never all logits of a sequence."""
 
-    logit_chunk: int  # positions whose full-vocabulary logits exist at a time; set by the actor that builds the model
+    # Set by the actor that builds the model:
+    logit_chunk: int  # positions whose full-vocabulary logits exist at a time
+    token_multiple: int  # what the number of packed tokens must be divisible by, for generation too
+    scaling: DelayedScaling | None  # of layers that emulate FP8
 
     def forward(self, packing: Packing, *, scored: Scored | None = None, last: Tensor | None = None, cache=None):
         """N packed tokens; hidden states of the stage before come by Megatron's set_input_tensor.
@@ -151,10 +166,18 @@ class ScoringGPTModel(GPTModel):
     def _hidden_states(self, packing: Packing, cache) -> Tensor:
         tokens, positions = packing.tokens[None], packing.positions[None]
         embedded = self.embedding(input_ids=tokens, position_ids=positions) if self.pre_process else None
-        return self.decoder(
+        trains = self.scaling is not None and torch.is_grad_enabled()
+        if trains:  # scales move on when a pass has left the layers, as Transformer Engine's do, in the same group
+            group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
+            entered = embedded if self.pre_process else self.decoder.input_tensor
+            entered.register_hook(lambda _: self.scaling.update(BACKWARD, group))
+        hidden = self.decoder(
             hidden_states=embedded,
             attention_mask=None,
             attention_bias=packing,
             inference_params=cache,
             rotary_pos_emb=self.rotation(packing.positions, packing.longest),
         )
+        if trains:
+            self.scaling.update(FORWARD, group)
+        return hidden

@@ -47,16 +47,16 @@ class Packing:
         return values if self.places is None else values.index_select(0, self.places)
 
 
-def pack_prefixes(prefixes: Tensor, lengths: Tensor) -> Packing:
-    """Prompts [P, L] alone: what generation begins with."""
+def pack_prefixes(prefixes: Tensor, lengths: Tensor, multiple: int) -> Packing:
+    """Prompts [P, L] alone: what generation begins with; N is padded to a `multiple`."""
     none = lengths.new_empty(0)
-    return _pack(prefixes, lengths, none, prefixes.new_empty(0, 0), none, multiple=1)[0]
+    return _pack(prefixes, lengths, none, prefixes.new_empty(0, 0), none, multiple)[0]
 
 
 def pack(sequences: Sequences, multiple: int) -> tuple[Packing, Tensor]:
     """The packing, and which of its tokens predicts each completion token [B, C], any where there is none.
 
-    N is padded to a `multiple`, for sequence parallelism. A row's last token predicts nothing, and is left out.
+    N is padded to a `multiple`, for sequence parallelism and FP8. A row's last token predicts nothing, and is left out.
     """
     packing, slots = _pack(
         sequences.prefixes,

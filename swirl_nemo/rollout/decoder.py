@@ -10,6 +10,7 @@ from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from ..actor.emulated_fp8 import EmulatedFp8
 from ..actor.model import rotate
 from ..products import packed_linear
 from .cache import KvCache
@@ -117,10 +118,15 @@ class _Products:
 
     def __init__(self, layer, split: bool):
         attention, mlp = layer.self_attention, layer.mlp
-        self.qkv = packed_linear(attention.linear_qkv.weight, attention.linear_qkv.bias)
-        self.fc1 = packed_linear(mlp.linear_fc1.weight, mlp.linear_fc1.bias)
+        self.qkv = _packed(attention.linear_qkv, attention.linear_qkv.bias)
+        self.fc1 = _packed(mlp.linear_fc1, mlp.linear_fc1.bias)
         # Of a sum over ranks the bias comes after
         self.proj, self.fc2 = (
-            packed_linear(linear.weight, None if split else linear.bias)
-            for linear in (attention.linear_proj, mlp.linear_fc2)
+            _packed(linear, None if split else linear.bias) for linear in (attention.linear_proj, mlp.linear_fc2)
         )
+
+
+def _packed(linear, bias: Tensor | None):
+    if isinstance(linear, EmulatedFp8) and linear.scaling.enabled:
+        return linear.scaling.packed(linear.place, linear.weight, bias)
+    return packed_linear(linear.weight, bias)

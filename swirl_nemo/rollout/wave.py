@@ -45,7 +45,8 @@ class Wave:
         self._ended = torch.zeros(rows, dtype=torch.bool, device=device)
         self._next = lengths.repeat_interleave(group)  # position of each row's next token
         self._step, self._done = 0, False
-        packing = pack_prefixes(padded(prompts).to(device), lengths)
+        multiple = get_attr_wrapped_model(model, "token_multiple")
+        packing = pack_prefixes(padded(prompts).to(device), lengths, multiple)
         self._cache = KvCache(packing, group, max_length, decoder.scale)
         padding = torch.arange(packing.prefix_shape[1], device=device) >= lengths[:, None]
         self._hidden_from = None if packing.slots is None else padding[:, None, None, None]

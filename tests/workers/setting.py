@@ -11,7 +11,7 @@ SHAPE = {"hidden": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 48, "max_p
 ROWS = {"labelled": 24, "unlabelled": 40, "validation": 6, "test": 6, "test_combinations": 0}
 
 
-def make(work: Path) -> None:
+def make(work: Path, shape: dict[str, int] = SHAPE) -> None:
     """Household transitions in work/data; each model as work/{name}_hf and, imported, work/{name}."""
     from safetensors.torch import load_file, save_file
 
@@ -25,7 +25,7 @@ def make(work: Path) -> None:
     worlds.collect(compose(["world=household", f"out={work / 'data'}", *counts], "collect", CollectConfig))
     for seed, name in enumerate(MODELS):
         folder = work / f"{name}_hf"
-        random_llama(folder, work / "data" / "tokenizer", **SHAPE, tied=name == "tied", seed=seed)
+        random_llama(folder, work / "data" / "tokenizer", **shape, tied=name == "tied", seed=seed)
         tensors = load_file(folder / "model.safetensors")
         sharp = {key: tensor * 10 if tensor.dim() == 2 else tensor for key, tensor in tensors.items()}
         save_file(sharp, folder / "model.safetensors", metadata={"format": "pt"})
