@@ -95,7 +95,7 @@ def check_architecture(cfg: SwirlConfig, model: Any, where: str) -> None:
                     f"parallel.{axis}={size}: does not divide the {count} {name} of {where}: give a divisor of it"
                 )
     if cfg.precision.fp8 is Fp8.hybrid:
-        _check_fp8_sizes(file, model, cfg)
+        _check_fp8_sizes(cfg, model, where)
     if cfg.model.max_length > model.max_position_embeddings:
         raise ValueError(
             f"model.max_length={cfg.model.max_length}: {where} allows {model.max_position_embeddings} positions: "
@@ -103,7 +103,7 @@ def check_architecture(cfg: SwirlConfig, model: Any, where: str) -> None:
         )
 
 
-def _check_fp8_sizes(file: Path, model: Any, cfg: SwirlConfig) -> None:
+def _check_fp8_sizes(cfg: SwirlConfig, model: Any, where: str) -> None:
     """Transformer Engine multiplies FP8 matrices whose sides divide by 16."""
     tensor, edges = cfg.parallel.tensor, cfg.precision.fp8_edge_layers
     heads, groups = model.num_attention_heads, model.num_query_groups
@@ -118,12 +118,12 @@ def _check_fp8_sizes(file: Path, model: Any, cfg: SwirlConfig) -> None:
     for name, side in sides.items():
         if side % 16:
             raise ValueError(
-                f"precision.fp8=hybrid: {name} is {side} in {file}, and FP8 needs a multiple of 16: give "
+                f"precision.fp8=hybrid: {name} is {side} in {where}, and FP8 needs a multiple of 16: give "
                 "precision=bf16, or another parallel.tensor"
             )
     if 2 * edges >= model.num_layers:
         raise ValueError(
-            f"precision.fp8_edge_layers={edges}: {file} has {model.num_layers} layers, none of which would be in FP8: "
+            f"precision.fp8_edge_layers={edges}: {where} has {model.num_layers} layers, none of which would be in FP8: "
             "give fewer, or precision=bf16"
         )
 

@@ -225,27 +225,28 @@ def test_model_that_cannot_be_split(on_disk, axis, size, what):
         check_files(broken)
 
 
+FP8_SIZES = {"hidden_size": 32, "num_attention_heads": 4, "kv_channels": 8, "num_query_groups": 2, "num_layers": 3}
+FP8_SIZES |= {"ffn_hidden_size": 64, "max_position_embeddings": 256}
+
+
 @pytest.mark.parametrize(
-    ("settings", "size", "what"),
+    ("sizes", "settings", "what"),
     [
-        ([], 1, "hidden_size is 24 in"),
-        (["parallel.tensor=2"], 1, r"ffn_hidden_size / parallel.tensor is 24 in"),
-        (
-            ["parallel.tensor=2"],
-            2,
-            r"\(num_attention_heads \+ 2 num_query_groups\) x kv_channels / parallel.tensor is 24",
-        ),
-        (["precision.fp8_edge_layers=2"], 2, "fp8_edge_layers=2: .* has 3 layers, none of which would be in FP8"),
+        ({"hidden_size": 24}, [], "hidden_size is 24 in"),
+        ({"ffn_hidden_size": 48}, ["parallel.tensor=2"], "ffn_hidden_size / parallel.tensor is 24 in"),
+        ({"num_attention_heads": 2}, ["parallel.tensor=2"], "num_attention_heads x kv_channels / parallel.tensor is 8"),
+        ({}, ["precision.fp8_edge_layers=2"], "fp8_edge_layers=2: .* has 3 layers, none of which would be in FP8"),
     ],
 )
-def test_model_whose_layers_fp8_cannot_multiply(tmp_path, on_disk, settings, size, what):
-    """Sides of matrices that are no multiple of 16 on a rank."""
-    model = {"hidden_size": 16 if "/" in what or "edge" in what else 24, "kv_channels": 8, "num_layers": 3}
-    model |= {"num_attention_heads": 4, "num_query_groups": size, "ffn_hidden_size": 48 * size}
-    OmegaConf.save(model | {"max_position_embeddings": 256}, tmp_path / "fwm" / "model_config.yaml")
+def test_model_whose_layers_fp8_cannot_multiply(tmp_path, on_disk, sizes, settings, what):
+    """Sides of matrices that are no multiple of 16 on a rank, and no layer left."""
+    file, shared = tmp_path / "fwm" / "model_config.yaml", ["model.weights=shared"]
+    OmegaConf.save(FP8_SIZES, file)
+    check_files(changed(on_disk, *shared, *EMULATED))
+    OmegaConf.save(FP8_SIZES | sizes, file)
+    check_files(changed(on_disk, *shared))
     with pytest.raises(ValueError, match=what):
-        check_files(changed(on_disk, "model.weights=shared", *EMULATED, *settings))
-    check_files(changed(on_disk, "model.weights=shared"))
+        check_files(changed(on_disk, *shared, *EMULATED, *settings))
 
 
 def test_fp8_without_transformer_engine(monkeypatch, default):
