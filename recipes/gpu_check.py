@@ -32,26 +32,20 @@ HIGHEST = ("drift/max", "memory/peak_gb", "skipped/nonfinite")
 
 
 def overrides(precision: str) -> list[str]:
-    """Of a run with a short start and 20 steps of each phase."""
-    stages = ("pretrain.steps=100", "warmup.steps=40", "alternation.iterations=1", "alternation.continued_sft=false")
-    steps = (f"phase.{role}.steps={STEPS}" for role in ROLES)
+    """Of a run with a short start and 20 steps of each phase. No floor for its annotations: after so short a start none
+    may pass."""
     name = f"run.name=gpu_check_{precision}"
-    return [
-        "experiment=quickstart",
-        "cluster=gpu",
-        f"precision={precision}",
-        name,
-        *stages,
-        *steps,
-        "eval.transitions=64",
-    ]
+    stages = ("pretrain.steps=100", "warmup.steps=40", "alternation.iterations=1", "alternation.continued_sft=false")
+    values = {"steps": STEPS, "plausibility_floor": "null", "confidence_floor": "null", "dead_std": 0}
+    phases = (f"phase.{role}.{key}={value}" for role in ROLES for key, value in values.items())
+    return ["experiment=quickstart", "cluster=gpu", f"precision={precision}", name, *stages, *phases]
 
 
 def figures(metrics: list[dict]) -> dict[str, dict]:
     """Of each phase: how many steps, medians of speeds, the highest of what should be low."""
     result = {}
     for role in ROLES:
-        lines = [line for line in metrics if line["phase"] == role and not line.get("eval")]
+        lines = [line for line in metrics if not line.get("eval") and line["phase"] == role]
         result[role] = {
             "steps": len(lines),
             **{name: statistics.median(line[name] for line in lines) for name in MEDIANS},
@@ -76,7 +70,8 @@ def tests() -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {distribution.metadata["Name"]: distribution.version for distribution in importlib.metadata.distributions()}
+    every = importlib.metadata.distributions()
+    found = {distribution.metadata["Name"].lower().replace("_", "-"): distribution.version for distribution in every}
     return {name: found[name] for name in PACKAGES if name in found} | {"cuda": torch.version.cuda}
 
 
