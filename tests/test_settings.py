@@ -253,7 +253,7 @@ def test_fp8_without_transformer_engine(monkeypatch, default):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     wanted = changed(default, "precision.fp8=hybrid", "precision.dtype=bf16")
     with pytest.raises(
-        ValueError, match="^precision.fp8=hybrid: Transformer Engine is not installed here: give precis"
+        ValueError, match="^precision.fp8=hybrid: Transformer Engine's layers are not wired in yet: give precis"
     ):
         check_machine(wanted)
     assert check_machine(changed(wanted, "precision.emulate=true")) is check_machine(default) is None
