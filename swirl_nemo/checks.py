@@ -3,6 +3,7 @@
 Each fault is a ValueError of one line: KEY=VALUE: what is wrong: how to mend it.
 """
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     Raises ValueError, one line.
     """
     _check_parallel(cfg, world_size)
-    replicas = world_size // (cfg.parallel.tensor * cfg.parallel.pipeline)
+    replicas = world_size // cfg.parallel.processes
     for role in ("fwm", "idm"):
         _check_data(f"data.{role}", getattr(cfg.data, role), cfg.model.max_length)
         _check_phase(f"phase.{role}", getattr(cfg.phase, role), replicas)
@@ -62,6 +63,14 @@ def check_files(cfg: SwirlConfig) -> None:
         _check_model(f"model.{key}", Path(getattr(cfg.model, key)), cfg)
 
 
+# What a layout divides among its ranks; outside attention context parallelism divides tokens, inside it heads
+_DIVIDED = {
+    ("tensor",): ("num_attention_heads", "num_query_groups", "ffn_hidden_size", "override_vocab_size"),
+    ("tensor", "context"): ("num_attention_heads", "num_query_groups"),
+    ("pipeline",): ("num_layers",),
+}
+
+
 def _check_model(key: str, folder: Path, cfg: SwirlConfig) -> None:
     file = folder / "model_config.yaml"
     if not file.is_file():
@@ -81,17 +90,15 @@ def check_architecture(cfg: SwirlConfig, model: Any, where: str) -> None:
 
     Raises ValueError, one line, naming `where` they stand.
     """
-    divided = {
-        "tensor": ("num_attention_heads", "num_query_groups", "ffn_hidden_size"),
-        "pipeline": ("num_layers",),
-    }
-    for axis, names in divided.items():
-        size = getattr(cfg.parallel, axis)
+    for axes, names in _DIVIDED.items():
+        sizes = {f"parallel.{axis}": getattr(cfg.parallel, axis) for axis in axes}
         for name in names:
             count = getattr(model, name)
-            if count % size:
+            if count % math.prod(sizes.values()):
+                given = " x ".join(f"{key}={size}" for key, size in sizes.items())
+                padding = ", or import it with --query-groups N to pad them" if name == "num_query_groups" else ""
                 raise ValueError(
-                    f"parallel.{axis}={size}: does not divide the {count} {name} of {where}: give a divisor of it"
+                    f"{given}: does not divide the {count} {name} of {where}: give a divisor of it{padding}"
                 )
     if cfg.precision.fp8 is Fp8.hybrid:
         _check_fp8_sizes(cfg, model, where)
@@ -129,12 +136,15 @@ def _check_fp8_sizes(cfg: SwirlConfig, model: Any, where: str) -> None:
 
 def _check_parallel(cfg: SwirlConfig, world_size: int) -> None:
     parallel = cfg.parallel
-    _require_all("parallel", parallel, _POSITIVE, "tensor", "pipeline", "micro_batch", "score_batch", "rollout_batch")
-    if world_size % (parallel.tensor * parallel.pipeline):
+    _require_all(
+        "parallel", parallel, _POSITIVE, "tensor", "pipeline", "context", "micro_batch", "score_batch", "rollout_batch"
+    )
+    copy = parallel.processes
+    if world_size % copy:
         raise ValueError(
-            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline}: does not divide the world of "
-            f"{world_size} process(es): start a multiple of {parallel.tensor * parallel.pipeline}, "
-            f"e.g. torchrun --nproc-per-node {parallel.tensor * parallel.pipeline} -m swirl_nemo ..."
+            f"parallel.tensor={parallel.tensor} x parallel.pipeline={parallel.pipeline} x parallel.context="
+            f"{parallel.context}: does not divide the world of {world_size} process(es): start a multiple of {copy}, "
+            f"e.g. torchrun --nproc-per-node {copy} -m swirl_nemo ..."
         )
     if parallel.sequence and parallel.tensor == 1:
         raise ValueError(

@@ -237,14 +237,17 @@ class AlternationConfig:
 class ParallelConfig:
     tensor: int = MISSING
     pipeline: int = MISSING
-    virtual_pipeline: int = MISSING  # chunks of layers a pipeline stage holds, interleaved; 1: off
-    context: int = MISSING
+    context: int = MISSING  # ranks that a micro-batch's tokens are divided among
     sequence: bool = MISSING
-    overlap_grad_reduce: bool = MISSING  # the distributed optimizer's collectives while the backward pass runs
-    overlap_param_gather: bool = MISSING  # and while the next forward pass runs
+    overlap_grad_reduce: bool = MISSING  # gradients are reduced while the last backward pass of a step runs
     micro_batch: int = MISSING  # sequences a rank trains on at a time
     score_batch: int = MISSING  # sequences a rank scores at a time
     rollout_batch: int = MISSING  # sequences a rank decodes at a time
+
+    @property
+    def processes(self) -> int:
+        """Of one model copy; what is more of them is data parallel."""
+        return self.tensor * self.pipeline * self.context
 
 
 @dataclass

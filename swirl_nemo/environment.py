@@ -35,6 +35,7 @@ def environment(cfg: SwirlConfig) -> dict:
             "backend": cfg.cluster.backend,
             "tensor": cfg.parallel.tensor,
             "pipeline": cfg.parallel.pipeline,
+            "context": cfg.parallel.context,
             "sequence": cfg.parallel.sequence,
         },
         "python": platform.python_version(),

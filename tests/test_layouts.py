@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from workers import reference
-from workers.layouts import TIED, UNTIED
+from workers.layouts import FULL, TIED, UNTIED
 from workers.rooms import CLIP, SFT_LR
 
 from swirl_nemo.roles import IDM
@@ -68,7 +68,7 @@ def test_several_optimizer_steps_a_rollout_are_alike(layouts, layout):
         assert expected["ratio/clip_fraction"] > 0.1
 
 
-@pytest.mark.parametrize("layout", UNTIED)
+@pytest.mark.parametrize("layout", FULL)
 def test_dead_groups_are_alike(layouts, layout):
     """Of two groups one is dead, which under DP2 leaves a rank without a row; with none alive the weights stay."""
     expected = layouts["single"]["half dead"]
@@ -132,7 +132,7 @@ def test_supervised_steps_are_those_of_torch_and_transformers(work, layouts, lay
     assert layouts[layout]["supervised"]["logprobs"] == pytest.approx(after, rel=RELATIVE)
 
 
-@pytest.mark.parametrize("layout", [*UNTIED, "bf16"])
+@pytest.mark.parametrize("layout", [*FULL, "bf16"])
 def test_the_optimizers_own_weights_follow_a_change_of_policy(layouts, layout):
     """After `become`, a step at learning rate 0 leaves every bit: with those of the last policy it would not."""
     assert layouts[layout]["masters"]["follow"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_layouts import read
 from workers import reference
-from workers.layouts import UNTIED
+from workers.layouts import FULL
 from workers.rooms import labelled_completions
 
 from swirl_nemo.data.transitions import TransitionFile
@@ -34,7 +34,7 @@ def folder(runs) -> Path:
 
 
 @pytest.mark.parametrize("role", ROLES.values(), ids=lambda role: role.name)
-@pytest.mark.parametrize("layout", UNTIED)
+@pytest.mark.parametrize("layout", FULL)
 @torch.no_grad()
 def test_a_reward_is_the_counterparts_log_prob_by_transformers(work, layouts, layout, role):
     """Mean over the target's tokens, its end among them, in the context that the completion makes: true completions,
@@ -51,7 +51,7 @@ def test_a_reward_is_the_counterparts_log_prob_by_transformers(work, layouts, la
     assert max(expected) - min(expected) > 0.1
 
 
-@pytest.mark.parametrize("layout", UNTIED)
+@pytest.mark.parametrize("layout", FULL)
 @torch.no_grad()
 def test_what_is_worn_scores_as_the_model_it_was_imported_from(work, layouts, layout):
     """Also when one set is put on over another, and when the first comes back."""
@@ -65,7 +65,7 @@ def test_what_is_worn_scores_as_the_model_it_was_imported_from(work, layouts, la
     assert min(abs(a - b) for a, b in zip(seen["fwm"], seen["idm"], strict=True)) > 0.1
 
 
-@pytest.mark.parametrize("layout", UNTIED)
+@pytest.mark.parametrize("layout", FULL)
 @pytest.mark.parametrize(
     "promise",
     [

@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 from workers import reference
-from workers.layouts import UNTIED
+from workers.layouts import FULL
 from workers.rooms import CASES, MAX_LENGTH
 
 from swirl_nemo.rollout.sampling import Distribution, pack, sample, unpack
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def rollouts(layouts) -> dict[str, dict]:
-    return {name: layouts[name]["rollouts"] for name in UNTIED}
+    return {name: layouts[name]["rollouts"] for name in FULL}
 
 
 def tokens_of(rows: list[dict]) -> list[list[int]]:
@@ -56,7 +56,7 @@ def processors(work: Path, case: str, prompt_length: int) -> LogitsProcessorList
 
 
 @pytest.mark.megatron
-@pytest.mark.parametrize("layout", UNTIED)
+@pytest.mark.parametrize("layout", FULL)
 def test_greedy_tokens_are_those_of_transformers(work, rollouts, layout):
     """Six prompts of different lengths in one batch, against `generate` on each alone."""
     model = reference.llama(work, "fwm")
@@ -89,7 +89,7 @@ def test_behaviour_log_probs_and_support_are_those_of_transformers(work, rollout
 
 @pytest.mark.megatron
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("layout", UNTIED)
+@pytest.mark.parametrize("layout", FULL)
 def test_behaviour_log_probs_are_the_teacher_forced_ones(rollouts, layout, case):
     """Decoding with the cache against one pass over the whole sequence, with the kept support where there is one."""
     for row in rollouts[layout][case]:
@@ -101,13 +101,13 @@ def test_behaviour_log_probs_are_the_teacher_forced_ones(rollouts, layout, case)
 @pytest.mark.parametrize("case", SAMPLED)
 def test_the_same_seed_gives_the_same_tokens_in_every_layout(rollouts, case):
     expected = rollouts["single"][case]
-    for layout in UNTIED:
+    for layout in FULL:
         assert [row["prompt"] for row in rollouts[layout][case]] == [row["prompt"] for row in expected]
         assert tokens_of(rollouts[layout][case]) == tokens_of(expected), layout
 
 
 @pytest.mark.megatron
-@pytest.mark.parametrize("layout", UNTIED)
+@pytest.mark.parametrize("layout", FULL)
 def test_prompts_of_different_lengths_do_not_touch_each_other(rollouts, layout):
     rows = rollouts[layout]["tempered"]
     assert len({len(row["prompt"]) for row in rows}) == 6

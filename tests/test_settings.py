@@ -31,7 +31,7 @@ def test_shipped_configuration(choice):
     """Each file of conf/ composes with the rest, leaves no key unset, and passes the checks for its own layout."""
     cfg = compose([choice])
     assert isinstance(cfg, SwirlConfig)
-    check(cfg, cfg.parallel.tensor * cfg.parallel.pipeline)
+    check(cfg, cfg.parallel.processes)
 
 
 @pytest.mark.parametrize("choice", WORLDS)
@@ -192,7 +192,7 @@ def on_disk(tmp_path, default) -> SwirlConfig:
     for name in ("fwm", "idm"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_config.yaml").write_text(
-            "{num_attention_heads: 4, num_query_groups: 2, ffn_hidden_size: 12, num_layers: 3, "
+            "{num_attention_heads: 4, num_query_groups: 2, ffn_hidden_size: 12, num_layers: 3, override_vocab_size: 128, "
             "max_position_embeddings: 256}"
         )
     files = {name: str(tmp_path / name) for name in ("labelled", "unlabelled", "validation", "test", "tokenizer")}

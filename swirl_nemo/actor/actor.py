@@ -26,6 +26,7 @@ from ..rollout.pipeline import from_last_stage
 from ..rollout.result import Rollout
 from ..rollout.sampling import Distribution
 from .batch import MicroBatch, pad_columns
+from .context import divided_rollout
 from .model import ScoringGPTModel, block_spec
 from .packing import pack
 
@@ -103,11 +104,18 @@ class SwirlActor(MegatronGPTActorModel):
         shape = (2, *batch.sequences.completion_mask.shape)
         return torch.empty(shape, dtype=torch.float32, device=torch.cuda.current_device())
 
-    def infer(self, prompts: list[list[int]], distribution: Distribution, **options) -> Rollout:
-        """rollout.engine.generate on the live weights; options as there."""
+    def infer(
+        self, prompts: list[list[int]], distribution: Distribution, *, group: int, uniforms: Tensor | None, **options
+    ) -> Rollout:
+        """rollout.engine.generate on the live weights; options as there. Context-parallel ranks divide the prompts."""
+        distribution = distribution.to(torch.cuda.current_device())
+
+        def part(prompts: list[list[int]], uniforms: Tensor | None) -> Rollout:
+            return generate(self.module, prompts, distribution, group=group, uniforms=uniforms, **options)
+
         set_eval(self)
         with self._whole_sequences(), self._scoring_precision():
-            rollout = generate(self.module, prompts, distribution.to(torch.cuda.current_device()), **options)
+            rollout = divided_rollout(part, prompts, uniforms, group)
         set_train(self)
         return rollout
 
@@ -202,7 +210,7 @@ class SwirlActor(MegatronGPTActorModel):
         scoring = micro_batches[0].loss is None
         set_sync_funcs(self, forward_only)
         return get_forward_backward_func()(
-            forward_step_func=self._forward_step(scale=len(micro_batches) * dist.get_world_size(self.data_group)),
+            forward_step_func=self._forward_step(scale=len(micro_batches) * self._reduced_over),
             data_iterator=iter(micro_batches),
             model=self.model,
             num_microbatches=len(micro_batches),
@@ -213,11 +221,11 @@ class SwirlActor(MegatronGPTActorModel):
         )
 
     def _forward_step(self, scale: int):
-        """`scale` undoes Megatron's means over micro-batches and data-parallel ranks: losses come as parts of a sum."""
+        """`scale` undoes Megatron's means over micro-batches and ranks: losses come as parts of a sum."""
 
         def forward_step(batches: Iterator[MicroBatch], model):
             batch = next(batches)
-            packing, predictors = pack(batch.sequences, self._multiple)
+            packing, predictors = pack(batch.sequences, self._multiple, self.transformer_config.context_parallel_size)
             output = model(packing, scored=batch.scored(predictors))
 
             def loss(output: Tensor, non_loss_data: bool = False):
@@ -233,8 +241,13 @@ class SwirlActor(MegatronGPTActorModel):
         return forward_step
 
     @property
+    def _reduced_over(self) -> int:
+        """Ranks over whose gradients Megatron takes a mean: those that have other samples, or other tokens of them."""
+        return parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+
+    @property
     def _multiple(self) -> int:
-        """What the number of packed tokens must be divisible by: sequence parallelism gives each rank as many."""
+        """What a rank's number of packed tokens must be divisible by: sequence parallelism gives each rank as many."""
         shares = self.cfg.tensor_model_parallel_size if self.transformer_config.sequence_parallel else 1
         return math.lcm(shares, self.get_model_module_list()[0].token_multiple)
 

@@ -45,10 +45,12 @@ RUNTIME = {
 def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
     """The architecture that the checkpoint states, with this run's layout, precision and optimizer merged in."""
     architecture = read_model_config(checkpoint)
-    recompute = cfg.model.recompute is Recompute.full
+    granularity = None if cfg.model.recompute is Recompute.none else cfg.model.recompute.value
+    full = cfg.model.recompute is Recompute.full
     layout = {
         "tensor_model_parallel_size": cfg.parallel.tensor,
         "pipeline_model_parallel_size": cfg.parallel.pipeline,
+        "context_parallel_size": cfg.parallel.context,
         "sequence_parallel": cfg.parallel.sequence,
         "micro_batch_size": cfg.parallel.micro_batch,
         "global_batch_size": cfg.parallel.micro_batch * data_parallel_size(cfg),
@@ -57,9 +59,9 @@ def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
         "precision": precision(cfg),
         "megatron_amp_O2": cfg.precision.dtype is Dtype.bf16,
         "encoder_seq_length": cfg.model.max_length,
-        "activations_checkpoint_granularity": "full" if recompute else None,
-        "activations_checkpoint_method": "uniform" if recompute else None,
-        "activations_checkpoint_num_layers": 1 if recompute else None,
+        "activations_checkpoint_granularity": granularity,
+        "activations_checkpoint_method": "uniform" if full else None,
+        "activations_checkpoint_num_layers": 1 if full else None,
         "activations_checkpoint_layers_per_pipeline": None,
         "swirl_logit_chunk": cfg.model.logit_chunk,
         "optim": {
@@ -68,6 +70,7 @@ def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
             "weight_decay": cfg.optimizer.weight_decay,
             "betas": [cfg.optimizer.beta1, cfg.optimizer.beta2],
             "eps": cfg.optimizer.eps,
+            "overlap_grad_sync": cfg.parallel.overlap_grad_reduce,
         },
     }
     return OmegaConf.merge(architecture, RUNTIME, layout, _fp8(cfg.precision))
@@ -93,7 +96,7 @@ def _fp8(precision: PrecisionConfig) -> dict:
 
 
 def data_parallel_size(cfg: SwirlConfig) -> int:
-    return cfg.cluster.nodes * cfg.cluster.devices // (cfg.parallel.tensor * cfg.parallel.pipeline)
+    return cfg.cluster.nodes * cfg.cluster.devices // cfg.parallel.processes
 
 
 def init_process_group(cfg: SwirlConfig) -> None:

@@ -30,6 +30,11 @@ class Scored:
     steps: Tensor
     support: Tensor | None
 
+    def select(self, places: Tensor) -> "Scored":
+        """Some of them."""
+        support = None if self.support is None else self.support[places]
+        return Scored(self.distribution, self.positions[places], self.targets[places], self.steps[places], support)
+
 
 class _ChunkedLogProbs(torch.autograd.Function):
     """See `log_probs`. The gradient of the hidden states is this rank's part: the caller reduces it over the group."""

@@ -22,6 +22,7 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor
 
 from ..fp8 import BACKWARD, FORWARD, DelayedScaling
+from . import context
 from .emulated_fp8 import EmulatedColumn, EmulatedRow
 from .logprobs import Scored, log_probs
 from .norms import Norm
@@ -44,16 +45,21 @@ class CoreAttention(MegatronModule):
         self.scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
     def forward(self, query, key, value, attention_mask, *, attention_bias: Packing, **_):
-        """query [N, 1, heads, d], key and value [N, 1, groups, d]. Returns [N, 1, heads*d]."""
+        """query [n, 1, heads, d], key and value [n, 1, groups, d], n this rank's share of the packing's tokens. Returns
+        [n, 1, heads*d]."""
         packing = attention_bias
-        (query, own_query), (key, own_key), (value, own_value) = (
-            packing.grid(part.squeeze(1)) for part in (query, key, value)
-        )
+        query, key, value = (part.squeeze(1) for part in (query, key, value))
+        if packing.shards > 1:
+            query, key, value = (context.heads_for_tokens(part, packing.shards) for part in (query, key, value))
+        (query, own_query), (key, own_key), (value, own_value) = (packing.grid(part) for part in (query, key, value))
         prefixes = self._attend(query, key, value, is_causal=True)
         key, value = (part.index_select(0, packing.prefix_of) for part in (key, value))
         keys, values = torch.cat([key, own_key], 1), torch.cat([value, own_value], 1)
         own = self._attend(own_query, keys, values, attn_mask=packing.visible)
-        return packing.pack(prefixes, own).flatten(1)[:, None]
+        mixed = packing.pack(prefixes, own)
+        if packing.shards > 1:
+            mixed = context.tokens_for_heads(mixed, packing.shards)
+        return mixed.flatten(1)[:, None]
 
     def _attend(self, query, key, value, **mask) -> Tensor:
         """[rows, s, heads, d] of [rows, S, groups, d]; either part of a packing may be empty."""
@@ -61,8 +67,8 @@ class CoreAttention(MegatronModule):
             return query
         shared = query.size(2) != key.size(2)
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-        context = F.scaled_dot_product_attention(query, key, value, scale=self.scale, enable_gqa=shared, **mask)
-        return context.transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(query, key, value, scale=self.scale, enable_gqa=shared, **mask)
+        return mixed.transpose(1, 2)
 
 
 class RotatedSelfAttention(SelfAttention):
@@ -131,7 +137,7 @@ class ScoringGPTModel(GPTModel):
     def forward(self, packing: Packing, *, scored: Scored | None = None, last: Tensor | None = None, cache=None):
         """N packed tokens; hidden states of the stage before come by Megatron's set_input_tensor.
 
-        Before the last pipeline stage: hidden states [N, 1, H] for the next stage. On the last: with `scored`,
+        Before the last pipeline stage: hidden states [n, 1, H] of this rank's share for the next stage. On the last: with `scored`,
         log-probabilities and entropies [2, K] float32 of its K tokens; without, logits [P, V/tp] float32 of the
         packed tokens `last` [P].
         """
@@ -147,8 +153,12 @@ class ScoringGPTModel(GPTModel):
         weight = self.head()
         first_token = parallel_state.get_tensor_model_parallel_rank() * len(weight)
         group = parallel_state.get_tensor_model_parallel_group()
-        states = hidden.squeeze(1).index_select(0, scored.positions)
-        return torch.stack(log_probs(states, weight, scored, self.logit_chunk, first_token, group))
+
+        def score(scored: Scored) -> Tensor:
+            states = hidden.squeeze(1).index_select(0, scored.positions)
+            return torch.stack(log_probs(states, weight, scored, self.logit_chunk, first_token, group))
+
+        return score(scored) if packing.shards == 1 else context.divided_scores(score, scored, packing)
 
     def head(self) -> Tensor:
         """This rank's rows [V/tp, H] of the vocabulary's head."""
@@ -158,14 +168,15 @@ class ScoringGPTModel(GPTModel):
 
     def rotation(self, positions: Tensor, longest: int) -> Tensor:
         """Cosines and signed sines [2, N, 1, 1, d] for `rotate`; positions [N] under `longest`."""
-        angles = self.rotary_pos_emb(longest)[positions]
+        angles = self.rotary_pos_emb(longest, packed_seq=True)[positions]  # else Megatron takes a part of them
         sign = torch.ones_like(angles[0])
         sign[..., : sign.shape[-1] // 2] = -1
         return torch.stack([angles.cos(), angles.sin() * sign]).to(self.config.params_dtype)
 
     def _hidden_states(self, packing: Packing, cache) -> Tensor:
-        tokens, positions = packing.tokens[None], packing.positions[None]
-        embedded = self.embedding(input_ids=tokens, position_ids=positions) if self.pre_process else None
+        mine = context.share(packing)
+        tokens, positions = packing.tokens[mine], packing.positions[mine]
+        embedded = self.embedding(input_ids=tokens[None], position_ids=positions[None]) if self.pre_process else None
         trains = self.scaling is not None and torch.is_grad_enabled()
         if trains:  # scales move on when a pass has left the layers, as Transformer Engine's do, in the same group
             group = parallel_state.get_amax_reduction_group(with_context_parallel=True)
@@ -176,7 +187,7 @@ class ScoringGPTModel(GPTModel):
             attention_mask=None,
             attention_bias=packing,
             inference_params=cache,
-            rotary_pos_emb=self.rotation(packing.positions, packing.longest),
+            rotary_pos_emb=self.rotation(positions, packing.longest),
         )
         if trains:
             self.scaling.update(FORWARD, group)

@@ -19,6 +19,7 @@ class Packing:
     padding; places [N]: its inverse. Both are None where there is no padding: then the grid is the tokens.
 
     prefix_of [B]; visible bool [B, 1, S, L + S]: which of its prefix's and its own tokens a row's token sees.
+    shards: context-parallel ranks that the tokens are divided among, N/shards each, one behind the other.
     """
 
     tokens: Tensor
@@ -29,6 +30,7 @@ class Packing:
     own_shape: tuple[int, int]
     prefix_of: Tensor
     visible: Tensor
+    shards: int
 
     @property
     def longest(self) -> int:
@@ -50,13 +52,13 @@ class Packing:
 def pack_prefixes(prefixes: Tensor, lengths: Tensor, multiple: int) -> Packing:
     """Prompts [P, L] alone: what generation begins with; N is padded to a `multiple`."""
     none = lengths.new_empty(0)
-    return _pack(prefixes, lengths, none, prefixes.new_empty(0, 0), none, multiple)[0]
+    return _pack(prefixes, lengths, none, prefixes.new_empty(0, 0), none, multiple, shards=1)[0]
 
 
-def pack(sequences: Sequences, multiple: int) -> tuple[Packing, Tensor]:
+def pack(sequences: Sequences, multiple: int, shards: int) -> tuple[Packing, Tensor]:
     """The packing, and which of its tokens predicts each completion token [B, C], any where there is none.
 
-    N is padded to a `multiple`, for sequence parallelism and FP8. A row's last token predicts nothing, and is left out.
+    N / `shards` is padded to a `multiple`, for sequence parallelism and FP8. A row's last token predicts nothing, and is left out.
     """
     packing, slots = _pack(
         sequences.prefixes,
@@ -65,6 +67,7 @@ def pack(sequences: Sequences, multiple: int) -> tuple[Packing, Tensor]:
         sequences.own[:, :-1],
         (sequences.own_lengths - 1).clamp(min=0),
         multiple,
+        shards,
     )
     (_, columns), (_, width) = packing.prefix_shape, packing.own_shape
     before = sequences.completion_columns - 1
@@ -74,7 +77,7 @@ def pack(sequences: Sequences, multiple: int) -> tuple[Packing, Tensor]:
     return packing, slots[torch.where(before < 0, last[:, None], own).clamp(0, len(slots) - 1)]
 
 
-def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple) -> tuple[Packing, Tensor]:
+def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple, shards) -> tuple[Packing, Tensor]:
     """The packing, and the token at each place of the grid."""
     device = prefixes.device
     columns = torch.arange(prefixes.shape[1], device=device)
@@ -84,8 +87,9 @@ def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple) -> tu
     positions = torch.cat([columns.expand(prefixes.shape).flatten(), (begins + own_columns).flatten()])
     slots = (real.cumsum(0) - 1).clamp(min=0)
     places = real.nonzero()[:, 0]
-    full = len(places) == len(real) and len(places) % multiple == 0
-    places = F.pad(places, (0, -len(places) % multiple))
+    missing = -len(places) % (multiple * shards)
+    full = len(places) == len(real) and not missing
+    places = F.pad(places, (0, missing))
     seen = torch.ones(len(own_columns), len(own_columns), dtype=torch.bool, device=device).tril()
     shape = (len(own), len(own_columns))
     visible = torch.cat([(columns < begins)[:, None].expand(*shape, -1), seen.expand(len(own), -1, -1)], 2)
@@ -98,5 +102,6 @@ def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple) -> tu
         own_shape=tuple(own.shape),
         prefix_of=prefix_of,
         visible=visible[:, None],
+        shards=shards,
     )
     return packing, slots

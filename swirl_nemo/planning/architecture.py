@@ -49,7 +49,7 @@ class Layout:
         return cls(
             tensor=parallel.tensor,
             pipeline=parallel.pipeline,
-            virtual=parallel.virtual_pipeline,
+            virtual=1,  # training and rollouts here have one chunk of layers a stage
             context=parallel.context,
             data=cfg.cluster.nodes * cfg.cluster.devices // copy,
             sequence=parallel.sequence,

@@ -184,19 +184,16 @@ def _layouts(cfg: SwirlConfig, a: ArchitectureConfig) -> Iterator[Change]:
     for tensor, pipeline in product(_divisors(cfg.cluster.devices), _divisors(a.num_layers)):
         if pipeline > _MOST_STAGES or a.num_query_groups % tensor or gpus % (tensor * pipeline * cfg.parallel.context):
             continue
-        virtuals = _divisors(a.num_layers // pipeline) if pipeline > 1 else [1]
-        for virtual, micro in product(virtuals, _MICRO):
-            if virtual <= _MOST_VIRTUAL:
-                yield {
-                    "parallel.tensor": tensor,
-                    "parallel.sequence": tensor > 1,
-                    "parallel.pipeline": pipeline,
-                    "parallel.virtual_pipeline": virtual,
-                    "parallel.micro_batch": micro,
-                }
+        for micro in _MICRO:
+            yield {
+                "parallel.tensor": tensor,
+                "parallel.sequence": tensor > 1,
+                "parallel.pipeline": pipeline,
+                "parallel.micro_batch": micro,
+            }
 
 
-_MOST_STAGES, _MOST_VIRTUAL = 16, 10
+_MOST_STAGES = 16
 _MICRO, _ROLLOUT = (1, 2, 4, 8, 16), (512, 256, 128, 64)
 
 

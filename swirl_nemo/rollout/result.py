@@ -25,6 +25,9 @@ class Rollout:
         cuts = [slice(start, start + group) for start in range(0, len(self.completions), group)]
         return [Rollout(self.completions[cut], self.logprobs[cut].cpu(), None) for cut in cuts]
 
+    def cpu(self) -> "Rollout":
+        return Rollout(self.completions, self.logprobs.cpu(), None if self.support is None else self.support.cpu())
+
     @staticmethod
     def join(parts: "list[Rollout]", device) -> "Rollout":
         """Their rows one behind the other, columns as many as the widest has."""

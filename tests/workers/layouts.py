@@ -20,13 +20,17 @@ class Layout:
     tensor: int = 1
     pipeline: int = 1
     data: int = 1
+    context: int = 1
     sequence: bool = False
     tied: bool = False  # one model with tied embeddings plays both roles; otherwise two models, untied
     dtype: str = "fp32"
+    recompute: str = "none"
+    overlap: bool = False
+    brief: bool = False  # training alone, untied
 
     @property
     def processes(self) -> int:
-        return self.tensor * self.pipeline * self.data
+        return self.tensor * self.pipeline * self.context * self.data
 
     @property
     def possible(self) -> bool:
@@ -34,9 +38,11 @@ class Layout:
         return not torch.cuda.is_available() or self.processes <= torch.cuda.device_count()
 
     def overrides(self, work: Path) -> list[str]:
-        parallel = {"tensor": self.tensor, "pipeline": self.pipeline, "sequence": str(self.sequence).lower()}
+        parallel = {"tensor": self.tensor, "pipeline": self.pipeline, "context": self.context}
+        parallel |= {"sequence": self.sequence, "overlap_grad_reduce": self.overlap}
         model = ["model.weights=shared", f"model.fwm={work / 'tied'}"] if self.tied else []
-        return [*(f"parallel.{key}={value}" for key, value in parallel.items()), f"precision={self.dtype}", *model]
+        kept = [f"precision={self.dtype}", f"model.recompute={self.recompute}"]
+        return [*(f"parallel.{key}={value}" for key, value in parallel.items()), *kept, *model]
 
 
 LAYOUTS = {
@@ -47,13 +53,18 @@ LAYOUTS = {
     "DP2": Layout(data=2),
     "TP2 PP2": Layout(tensor=2, pipeline=2),
     "TP2 PP2 SP": Layout(tensor=2, pipeline=2, sequence=True),
+    "DP2 overlap": Layout(data=2, overlap=True, recompute="selective", brief=True),
+    "CP2": Layout(context=2, recompute="full", brief=True),
+    "PP2 CP2": Layout(pipeline=2, context=2, brief=True),
     "tied single": Layout(tied=True),
     "tied PP2": Layout(pipeline=2, tied=True),
     "tied TP2 PP2 SP": Layout(tensor=2, pipeline=2, sequence=True, tied=True),
     "bf16": Layout(dtype="bf16"),
 }
 LAYOUTS = {name: layout for name, layout in LAYOUTS.items() if layout.possible}
-UNTIED = [name for name, layout in LAYOUTS.items() if not layout.tied and layout.dtype == "fp32"]
+FULL = [name for name, layout in LAYOUTS.items() if not (layout.tied or layout.brief) and layout.dtype == "fp32"]
+BRIEF = [name for name, layout in LAYOUTS.items() if layout.brief]
+UNTIED = FULL + BRIEF
 TIED = [name for name, layout in LAYOUTS.items() if layout.tied]
 
 
@@ -113,7 +124,7 @@ def _visit(work: Path, name: str) -> None:
     layout = LAYOUTS[name]
     session = Session(load([*setting.overrides(work), *layout.overrides(work), f"run.name={name.replace(' ', '_')}"]))
     session.load()
-    result = rooms.visit(session, work, name)
+    result = rooms.visit(session, work, name, layout.brief)
     if session.is_main:
         torch.save(result, work / f"{name}.pt")
 

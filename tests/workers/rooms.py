@@ -35,14 +35,16 @@ CASES = {  # sampling, minimum length
 }
 
 
-def visit(session, work: Path, name: str) -> dict:
+def visit(session, work: Path, name: str, brief: bool) -> dict:
     if session.actor.cfg.megatron_amp_O2:
         return {"masters": masters(session)}
     trained = {"supervised": supervised_steps(session), "fwm": fwm_steps(session, work / "trained" / name)}
     if name.startswith("tied"):
         return trained
+    trained["idm"] = idm_steps(session)
+    if brief:
+        return trained
     return trained | {
-        "idm": idm_steps(session),
         "half dead": half_dead(session),
         "all dead": all_dead(session),
         "rollouts": rollouts(session),
