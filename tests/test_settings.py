@@ -192,8 +192,8 @@ def on_disk(tmp_path, default) -> SwirlConfig:
     for name in ("fwm", "idm"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model_config.yaml").write_text(
-            "{num_attention_heads: 4, num_query_groups: 2, ffn_hidden_size: 12, num_layers: 3, override_vocab_size: 128, "
-            "max_position_embeddings: 256}"
+            "{num_attention_heads: 4, num_query_groups: 2, ffn_hidden_size: 12, num_layers: 3, "
+            "override_vocab_size: 128, max_position_embeddings: 256}"
         )
     files = {name: str(tmp_path / name) for name in ("labelled", "unlabelled", "validation", "test", "tokenizer")}
     models = {name: str(tmp_path / name) for name in ("fwm", "idm")}

@@ -137,8 +137,8 @@ class ScoringGPTModel(GPTModel):
     def forward(self, packing: Packing, *, scored: Scored | None = None, last: Tensor | None = None, cache=None):
         """N packed tokens; hidden states of the stage before come by Megatron's set_input_tensor.
 
-        Before the last pipeline stage: hidden states [n, 1, H] of this rank's share for the next stage. On the last: with `scored`,
-        log-probabilities and entropies [2, K] float32 of its K tokens; without, logits [P, V/tp] float32 of the
+        Before the last pipeline stage: hidden states [n, 1, H] of this rank's tokens, for the next stage. On the last:
+        with `scored`, log-probabilities and entropies [2, K] float32 of its K tokens; without, logits [P, V/tp] float32 of the
         packed tokens `last` [P].
         """
         hidden = self._hidden_states(packing, cache)

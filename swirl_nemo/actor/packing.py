@@ -55,10 +55,11 @@ def pack_prefixes(prefixes: Tensor, lengths: Tensor, multiple: int) -> Packing:
     return _pack(prefixes, lengths, none, prefixes.new_empty(0, 0), none, multiple, shards=1)[0]
 
 
-def pack(sequences: Sequences, multiple: int, shards: int) -> tuple[Packing, Tensor]:
+def pack(sequences: Sequences, multiple: int, shards: int = 1) -> tuple[Packing, Tensor]:
     """The packing, and which of its tokens predicts each completion token [B, C], any where there is none.
 
-    N / `shards` is padded to a `multiple`, for sequence parallelism and FP8. A row's last token predicts nothing, and is left out.
+    N / `shards` is padded to a `multiple`, for sequence parallelism and FP8. A row's last token predicts nothing: it is
+    left out.
     """
     packing, slots = _pack(
         sequences.prefixes,
