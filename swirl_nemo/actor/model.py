@@ -138,8 +138,8 @@ class ScoringGPTModel(GPTModel):
         """N packed tokens; hidden states of the stage before come by Megatron's set_input_tensor.
 
         Before the last pipeline stage: hidden states [n, 1, H] of this rank's tokens, for the next stage. On the last:
-        with `scored`, log-probabilities and entropies [2, K] float32 of its K tokens; without, logits [P, V/tp] float32 of the
-        packed tokens `last` [P].
+        with `scored`, log-probabilities and entropies [2, K] float32 of its K tokens; without, logits [P, V/tp] float32
+        of the packed tokens `last` [P].
         """
         hidden = self._hidden_states(packing, cache)
         if not self.post_process:
