@@ -226,7 +226,7 @@ def test_model_that_cannot_be_split(on_disk, axis, size, what):
 
 
 FP8_SIZES = {"hidden_size": 32, "num_attention_heads": 4, "kv_channels": 8, "num_query_groups": 2, "num_layers": 3}
-FP8_SIZES |= {"ffn_hidden_size": 64, "max_position_embeddings": 256}
+FP8_SIZES |= {"ffn_hidden_size": 64, "max_position_embeddings": 256, "override_vocab_size": 128}
 
 
 @pytest.mark.parametrize(
@@ -257,6 +257,16 @@ def test_fp8_without_transformer_engine(monkeypatch, default):
     ):
         check_machine(wanted)
     assert check_machine(changed(wanted, "precision.emulate=true")) is check_machine(default) is None
+
+
+def test_heads_that_context_parallel_ranks_cannot_divide(on_disk):
+    """Two query groups are one for each of two context-parallel ranks, and none are left to divide by tensor too."""
+    check_files(replace(on_disk, parallel=replace(on_disk.parallel, context=2)))
+    broken = replace(on_disk, parallel=replace(on_disk.parallel, tensor=2, context=2))
+    with pytest.raises(
+        ValueError, match="^parallel.tensor=2 x parallel.context=2: .* 2 num_query_groups .* --query-gr"
+    ):
+        check_files(broken)
 
 
 def test_model_with_too_few_positions(on_disk):
