@@ -151,6 +151,11 @@ def _check_parallel(cfg: SwirlConfig, world_size: int) -> None:
             "parallel.sequence=true: splits a sequence over tensor-parallel ranks, and parallel.tensor is 1: "
             "give parallel.sequence=false"
         )
+    if parallel.context > 1 and cfg.precision.fp8 is not Fp8.none:
+        raise ValueError(
+            f"parallel.context={parallel.context}: not tried with FP8, whose scales would need its ranks: give "
+            "parallel.context=1, or precision=bf16"
+        )
 
 
 def _check_data(key: str, data: RoleDataConfig, longest: int) -> None:

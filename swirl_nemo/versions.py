@@ -18,8 +18,8 @@ class Package:
     gpu: str | None  # what a release in the NeMo container begins with; None where any will do
 
 
-# Of the column `gpu`, Megatron Core is from NVIDIA's notes on NeMo Framework 25.02, the rest from memory: no such image
-# was seen by this project yet.
+# Of the column `gpu`, Megatron Core is from another project's README on NeMo Framework 25.02, the rest from memory: no
+# such image was seen by this project yet.
 STACK = (
     Package("nemo-toolkit", "2.2.1", "2.2"),
     Package("nemo-aligner", "0.7.0", "0.7"),

@@ -154,6 +154,7 @@ OUT_OF_RANGE = [
         1,
         "precision.dtype=fp32: FP8 layers take bf16 and give bf16: give precision.dtype=bf16",
     ),
+    ([*EMULATED, "parallel.context=2"], 2, "parallel.context=2: not tried with FP8"),
     ([*EMULATED, "precision.fp8_params=true"], 1, "precision.fp8_params=true: emulation keeps weights in"),
     ([*EMULATED, "model.recompute=full"], 1, "model.recompute=full: emulated FP8 would take every pass for two"),
     ([*EMULATED, "precision.fp8_amax_history_len=0"], 1, "fp8_amax_history_len=0: out of range: it must be over 0"),
@@ -249,8 +250,7 @@ def test_model_whose_layers_fp8_cannot_multiply(tmp_path, on_disk, sizes, settin
         check_files(changed(on_disk, *shared, *EMULATED, *settings))
 
 
-def test_fp8_without_transformer_engine(monkeypatch, default):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+def test_fp8_without_emulation_has_no_layers_yet(default):
     wanted = changed(default, "precision.fp8=hybrid", "precision.dtype=bf16")
     with pytest.raises(
         ValueError, match="^precision.fp8=hybrid: Transformer Engine's layers are not wired in yet: give precis"
