@@ -41,7 +41,7 @@ def test_help_has_an_example(verb, capsys):
         (["train", "phase.fwm.group=1"], "phase.fwm.group=1: out of range: it must be at least 2: "),
         (
             ["train", "parallel=tp2"],
-            "parallel.tensor=2 x parallel.pipeline=1: does not divide the world of 1 process(es)",
+            "parallel.tensor=2 x parallel.pipeline=1 x parallel.context=1: does not divide the world of 1 process(es)",
         ),
         (["trian"], "No such command 'trian'. Did you mean 'train'?: see swirl --help"),
     ],
@@ -94,7 +94,7 @@ def test_under_torchrun_the_processes_are_counted():
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3")
     done = run(*torchrun, "-m", "swirl_nemo", "train", "parallel=tp2")
     assert done.returncode != 0
-    assert "parallel.tensor=2 x parallel.pipeline=1: does not divide the world of 3 process(es)" in done.stderr
+    assert "parallel.context=1: does not divide the world of 3 process(es)" in done.stderr
 
 
 def test_our_value_error_is_a_line_and_a_librarys_is_a_traceback(monkeypatch, capsys, tmp_path):

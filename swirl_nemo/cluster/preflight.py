@@ -52,7 +52,7 @@ def preflight(cfg: SwirlConfig) -> NoReturn:
     """
     rank, local, world = ranks()
     limit = cfg.cluster.preflight.seconds + (GRACE if rank else 0)
-    watchdog = threading.Timer(limit + GRACE, os._exit, (BAD,))  # a collective may wait in C++ and never come back
+    watchdog = threading.Timer(limit + 3 * GRACE, os._exit, (BAD,))  # a collective may wait in C++ and never come back
     watchdog.daemon = True
     watchdog.start()
     nodes = os.environ.get("SWIRL_NODES", socket.gethostname()).split(",")
@@ -123,8 +123,11 @@ class Meeting:
             if device.type == "cuda":
                 torch.cuda.set_device(device)
             store = dist.PrefixStore("collectives", self._connect(serve=False))
-            options = {"store": store, "rank": self._rank, "world_size": self._world, "timeout": self._left()}
-            dist.init_process_group(cfg.cluster.backend, **options)
+            # longer than the first process looks: who waits for another is no fault to report
+            timeout = self._left() + timedelta(seconds=2 * GRACE)
+            dist.init_process_group(
+                cfg.cluster.backend, store=store, rank=self._rank, world_size=self._world, timeout=timeout
+            )
             first = self._rank - self._rank % self._devices
             group = dist.new_group(range(first, first + self._devices), use_local_synchronization=True)
             _add(device, group, self._devices)
