@@ -14,6 +14,7 @@ class Interrupt:
 
     def _ask(self, *_) -> None:
         self._asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one more must not end a process that is saving or leaving
 
     def requested(self, device) -> bool:
         """Whether any process was asked. Collective: a signal reaches ranks at different steps."""

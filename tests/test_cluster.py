@@ -317,3 +317,16 @@ def test_status_shows_step_speed_metrics_and_attempts(tmp_path):
 def test_status_of_a_folder_that_is_no_run_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="no run's folder"):
         status(tmp_path)
+
+
+# signals
+
+
+def test_a_second_sigterm_does_not_end_a_process_that_leaves():
+    """Python puts a handler of its own back to the default before it has ended."""
+    code = (
+        "import os, signal; from swirl_nemo.interrupt import Interrupt; asked = Interrupt();"
+        "os.kill(os.getpid(), signal.SIGTERM); signal.raise_signal(signal.SIGTERM);"
+        "assert asked._asked and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT).returncode == 0
