@@ -3,6 +3,7 @@
 #   tests/slurm.sh start FOLDER        everything it writes lies there; export SLURM_CONF=FOLDER/slurm.conf
 #   tests/slurm.sh stop FOLDER
 #   tests/slurm.sh node FOLDER n2      starts one slurmd again
+# A requeued job waits here for 15 s (cred_expire), not for Slurm's two minutes: sooner, a slurmd would still refuse it.
 # Needs Debian's packages slurm-wlm and munge, and root, since slurmd starts tasks as the user who submitted them.
 set -euo pipefail
 verb=$1 folder=$(realpath "$2")
@@ -15,7 +16,7 @@ SlurmctldPort=$1
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+AuthInfo=socket=$folder/munge/socket,cred_expire=15
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none

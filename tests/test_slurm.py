@@ -72,16 +72,13 @@ class Cluster:
     def state(self, job: str) -> str:
         """As squeue has it; empty when the job has left the queue."""
         done = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], env=self.env, capture_output=True, text=True)
+        assert done.returncode == 0 or "Invalid job id" in done.stderr, done.stderr
         return done.stdout.strip()
 
     def wait(self, until: Callable[[], bool], job: str) -> None:
-        """A job that is requeued starts again after a few seconds here; Slurm lets it wait for two minutes."""
         end = time.monotonic() + LONGEST
         while not until():
             assert time.monotonic() < end, self.log(job)
-            if self.state(job) == "PENDING":
-                time.sleep(5)  # sooner, a node would still refuse it
-                subprocess.run(["scontrol", "update", f"jobid={job}", "starttime=now"], env=self.env, check=False)
             time.sleep(0.5)
 
     def ended(self, job: str) -> None:
