@@ -226,8 +226,8 @@ def _check_precision(cfg: SwirlConfig) -> None:
         raise ValueError("precision.dtype=fp32: FP8 layers take bf16 and give bf16: give precision.dtype=bf16")
 
 
-def check_machine(cfg: SwirlConfig) -> None:
-    """Raises ValueError, one line, where this machine lacks what the run asks for."""
+def check_layers(cfg: SwirlConfig) -> None:
+    """Raises ValueError, one line, where training has no layers for what the run asks for; a plan needs none."""
     if cfg.precision.fp8 is Fp8.none or cfg.precision.emulate:
         return
     raise ValueError(

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .checks import check, check_files, check_machine
+from .checks import check, check_files, check_layers
 from .config import SwirlConfig
 
 
@@ -41,7 +41,7 @@ def launched() -> tuple[int, int] | None:
     return None
 
 
-def ranks() -> tuple[int, int, int]:
+def export_ranks() -> tuple[int, int, int]:
     """Rank, rank within the node and number of processes, exported as torchrun does where srun started this process."""
     env = os.environ
     if "RANK" not in env and "SLURM_PROCID" in env:
@@ -55,10 +55,10 @@ OmegaConf.register_new_resolver(
 )
 
 
-def conf_dir() -> Path:
-    """conf/: beside the package in a checkout, inside it in an installed wheel."""
+def shipped(folder: str) -> Path:
+    """conf/ or slurm/: beside the package in a checkout, inside it in an installed wheel."""
     package = Path(__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    return package / folder if (package / folder).is_dir() else package.parent / folder
 
 
 def load(overrides: list[str]) -> SwirlConfig:
@@ -76,7 +76,7 @@ def load(overrides: list[str]) -> SwirlConfig:
             f"process(es) were started, not {world_size}: leave both unset, or start {world_size} with torchrun or srun"
         )
     check(cfg, world_size)
-    check_machine(cfg)
+    check_layers(cfg)
     check_files(cfg)
     return cfg
 
@@ -102,7 +102,7 @@ def compose(overrides: list[str], config: str = "swirl", schema: type = SwirlCon
 def _composed(config: str, overrides: list[str]):
     """Hydra's own checks of a group's choice raise plain ValueErrors and TypeErrors."""
     try:
-        place = conf_dir() / config  # a folder's own file has that folder's groups: bench/step has none
+        place = shipped("conf") / config  # a folder's own file has that folder's groups: bench/step has none
         with hydra.initialize_config_dir(str(place.parent), version_base="1.3"):
             return hydra.compose(place.name, overrides=overrides)
     except (ValueError, TypeError) as error:
@@ -175,7 +175,7 @@ def _one_line(error: Exception, parsed: list[Override], schema: type) -> str:
     if error.key not in hints:
         parent = key.removesuffix(str(error.key))
         known = [parent + name for name in hints] + _keys(schema)
-        known += [folder.name for folder in conf_dir().iterdir() if folder.is_dir()]
+        known += [folder.name for folder in shipped("conf").iterdir() if folder.is_dir()]
         return f"{given}: no such key: {_nearest(override.key_or_group if override else key, known)}"
     return f"{given}: {what}: give {_wanted(hints[error.key])}"
 

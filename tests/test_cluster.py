@@ -151,6 +151,14 @@ def test_what_no_job_can_have_is_one_line(overrides, told):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+def test_what_training_would_refuse_is_refused_before_the_queue():
+    """A script can be looked at all the same: the plan and the dry run can be asked for too."""
+    wanted = ["experiment=quickstart", "cluster=gpu", "precision=fp8_hybrid"]
+    assert "precision=fp8_hybrid" in script(*wanted)
+    with pytest.raises(ValueError, match="^precision.fp8=hybrid: Transformer Engine's layers are not wired in"):
+        submit(wanted)
+
+
 def test_bad_seeds_are_one_line():
     with pytest.raises(ValueError, match="--seeds 1..3: no list of seeds"):
         script(*TWO_NODES, seeds="1..3")

@@ -12,10 +12,11 @@ from swirl_nemo.config import Dtype, Fp8
 from swirl_nemo.planning.architecture import architecture
 from swirl_nemo.planning.plan import GB, make_plan
 from swirl_nemo.planning.work import Lengths
-from swirl_nemo.settings import compose, conf_dir
+from swirl_nemo.settings import compose, shipped
 
 NAME = re.compile(r"(?P<model>\w+)_(?P<nodes>\d+)x(?P<devices>\d+)_(?P<precision>bf16|fp8)")
-FILES = {file.stem: file for file in sorted((conf_dir() / "experiment").glob("*.yaml")) if NAME.fullmatch(file.stem)}
+EXPERIMENTS = sorted((shipped("conf") / "experiment").glob("*.yaml"))
+FILES = {file.stem: file for file in EXPERIMENTS if NAME.fullmatch(file.stem)}
 
 
 def head(file: Path) -> str:

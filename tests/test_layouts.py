@@ -105,6 +105,10 @@ def test_weights_after_three_steps_are_alike(work, layout):
         assert (actual[name] - weight).norm() < RELATIVE * change, name
 
 
+def test_reduction_overlaps_where_it_is_asked_to(layouts):
+    assert [name for name in LAYOUTS if layouts[name]["overlaps"]] == ["DP2 overlap"]
+
+
 @pytest.mark.parametrize("layout", ["single", "tied single"])
 def test_supervised_steps_are_those_of_torch_and_transformers(work, layouts, layout):
     """Loss on the completion alone, gradient, clipping and AdamW, against transformers' Llama and torch's optimizer."""

@@ -63,11 +63,12 @@ def measured_model(case: dict) -> Model:
         rotary_base=1e4,
     )
     sequence = "parallel.sequence=true" in options
+    recompute = next((kind for kind in Recompute if f"model.recompute={kind.name}" in options), Recompute.none)
     return Model(
         a,
         Layout(case["tensor"], case["pipeline"], virtual=1, context=1, data=case["data"], sequence=sequence),
         Dtype.bf16 if "precision=bf16" in options else Dtype.fp32,
-        Recompute.full if "model.recompute=full" in options else Recompute.none,
+        recompute,
         case["logit_chunk"],
     )
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 from omegaconf import OmegaConf
 
-from swirl_nemo.checks import check, check_files, check_machine
+from swirl_nemo.checks import check, check_files, check_layers
 from swirl_nemo.config import Aggregation, Kl, RoleName, SamplingConfig, SwirlConfig, Weights
-from swirl_nemo.settings import compose, conf_dir, launched, load
+from swirl_nemo.settings import compose, launched, load, shipped
 from swirl_nemo.worlds.config import CollectConfig
 
 GROUPS = ("data", "model", "phase", "parallel", "precision", "cluster", "experiment")
-SHIPPED = [f"{group}={file.stem}" for group in GROUPS for file in sorted((conf_dir() / group).glob("*.yaml"))]
-WORLDS = [f"world={file.stem}" for file in sorted((conf_dir() / "world").glob("*.yaml"))]
+SHIPPED = [f"{group}={file.stem}" for group in GROUPS for file in sorted((shipped("conf") / group).glob("*.yaml"))]
+WORLDS = [f"world={file.stem}" for file in sorted((shipped("conf") / "world").glob("*.yaml"))]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_shipped_world(choice):
 
 
 def test_no_folder_of_conf_is_forgotten():
-    assert {folder.name for folder in conf_dir().iterdir() if folder.is_dir()} == {*GROUPS, "world", "bench"}
+    assert {folder.name for folder in shipped("conf").iterdir() if folder.is_dir()} == {*GROUPS, "world", "bench"}
 
 
 def test_published_is_what_was_released():
@@ -255,8 +255,8 @@ def test_fp8_without_emulation_has_no_layers_yet(default):
     with pytest.raises(
         ValueError, match="^precision.fp8=hybrid: Transformer Engine's layers are not wired in yet: give precis"
     ):
-        check_machine(wanted)
-    assert check_machine(changed(wanted, "precision.emulate=true")) is check_machine(default) is None
+        check_layers(wanted)
+    assert check_layers(changed(wanted, "precision.emulate=true")) is check_layers(default) is None
 
 
 def test_heads_that_context_parallel_ranks_cannot_divide(on_disk):

@@ -12,7 +12,7 @@ from torch.distributed import distributed_c10d
 
 from ..checkpoint.huggingface import read_model_config
 from ..config import Dtype, Fp8, PrecisionConfig, Recompute, ScoringPrecision, SwirlConfig
-from ..settings import ranks
+from ..settings import export_ranks
 from ..stack import on_cpu, prepare
 
 # What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the
@@ -104,7 +104,7 @@ def init_process_group(cfg: SwirlConfig) -> None:
     timeout = timedelta(minutes=cfg.cluster.timeout_minutes)
     backend = "gloo" if on_cpu() else "nccl"
     if cfg.cluster.nodes * cfg.cluster.devices > 1:
-        ranks()
+        export_ranks()
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

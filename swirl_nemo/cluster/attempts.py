@@ -6,11 +6,12 @@ imported: a script runs this beside the training and must not wait for the stack
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from pathlib import Path
+
+from ..records import json_line, read_lines
 
 FILE = Path("slurm", "attempts.jsonl")
 GO_ON, STOP, NOTHING_TO_DO, REQUEUE = 0, 1, 3, 10
@@ -24,15 +25,15 @@ def read(run: Path) -> list[dict]:
     "during", "at", "outcome"}, outcome "finished", "saved", "failed", "stopped" or "killed". All have "time", seconds.
     """
     path = run / FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_lines(path) if path.exists() else []
 
 
 def write(run: Path, **event) -> dict:
     path = run / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     event["time"] = time.time()
-    with path.open("a") as file:
-        file.write(json.dumps(event) + "\n")
+    with path.open("ab") as file:
+        file.write(json_line(event))
     return event
 
 
@@ -93,11 +94,7 @@ def failures(ended: list[dict]) -> int:
 def place(run: Path) -> str:
     """The last step whose line of metrics is whole, as "iteration 1 fwm step 7"; "the start" before any."""
     path = run / "metrics.jsonl"
-    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
-        try:
-            record = json.loads(line)
-        except ValueError:  # cut while it was written
-            continue
+    for record in reversed(read_lines(path) if path.exists() else []):
         if not record.get("eval"):
             return " ".join(f"iteration {record['iteration']} {record['phase']} step {record['step']}".split())
     return "the start"

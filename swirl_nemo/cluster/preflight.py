@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from ..config import PreflightConfig, SwirlConfig
-from ..settings import ranks
+from ..settings import export_ranks
 
 BAD = 1
 GRACE = 5.0  # seconds that others wait longer than the first process, which says what is wrong
@@ -50,7 +50,7 @@ def preflight(cfg: SwirlConfig) -> NoReturn:
     Started once a process as training is, by srun or torchrun: finds the first node by MASTER_ADDR and MASTER_PORT.
     SWIRL_NODES, of the batch script, names the nodes in the order of their ranks.
     """
-    rank, local, world = ranks()
+    rank, local, world = export_ranks()
     limit = cfg.cluster.preflight.seconds + (GRACE if rank else 0)
     watchdog = threading.Timer(limit + 3 * GRACE, os._exit, (BAD,))  # a collective may wait in C++ and never come back
     watchdog.daemon = True

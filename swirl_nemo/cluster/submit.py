@@ -12,10 +12,10 @@ from pathlib import Path
 
 import jinja2
 
-from ..checks import check, check_files
+from ..checks import check, check_files, check_layers
 from ..config import ClusterConfig, ContainerConfig, Runtime, SlurmConfig, SwirlConfig
 from ..runs import check_settings
-from ..settings import compose
+from ..settings import compose, shipped
 from . import attempts
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
@@ -35,6 +35,7 @@ def submit(overrides: list[str], *, seeds: str | None = None, dry_run: bool = Fa
     script = render(cfg, overrides, seeds)
     if dry_run:
         return script.splitlines()
+    check_layers(cfg)
     check_files(cfg)
     folder = Path(cfg.run.root, cfg.run.name)
     runs = {seed: folder.with_name(f"{folder.name}-seed{seed}") for seed in numbers} or {None: folder}
@@ -172,9 +173,7 @@ def _assignment(text: str) -> str:
 
 
 def _template() -> jinja2.Template:
-    package = Path(__file__).parents[1]  # an installed wheel holds slurm/ inside, a checkout beside the package
-    folder = package / "slurm" if (package / "slurm").is_dir() else package.parent / "slurm"
-    loader = jinja2.FileSystemLoader(folder)
+    loader = jinja2.FileSystemLoader(shipped("slurm"))
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     return jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, **options).get_template("swirl.sbatch")
 

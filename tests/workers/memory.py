@@ -73,6 +73,7 @@ FULL = "model.recompute=full"
 CASES = {
     "single": Case(),
     "single full recompute": Case(options=(FULL,), micro_batch=8),
+    "single selective recompute": Case(options=("model.recompute=selective",)),
     "single wide bf16": Case(shape=WIDE, options=(BF16,), prompt_len=64, completion_len=128),
     "tied large vocabulary": Case(
         shape=Shape(words=32000, tied=True, layers=2), logit_chunk=256, options=("model.weights=shared",)

@@ -39,6 +39,7 @@ def visit(session, work: Path, name: str, brief: bool) -> dict:
     if session.actor.cfg.megatron_amp_O2:
         return {"masters": masters(session)}
     trained = {"supervised": supervised_steps(session), "fwm": fwm_steps(session, work / "trained" / name)}
+    trained["overlaps"] = all(stage.ddp_config.overlap_grad_reduce for stage in session.actor.model)
     if name.startswith("tied"):
         return trained
     trained["idm"] = idm_steps(session)
