@@ -23,7 +23,8 @@ COMMIT = "COMMIT"  # beside the code where there is no git: the build of an imag
 
 def environment(cfg: SwirlConfig) -> dict:
     """What a run was made with. Versions, not environment variables: those hold secrets."""
-    versions = dict(sorted((d.metadata["Name"], d.version) for d in importlib.metadata.distributions()))
+    every = (distribution.metadata for distribution in importlib.metadata.distributions())  # each reads a file
+    versions = dict(sorted((metadata["Name"], metadata["Version"]) for metadata in every))
     return {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seed": cfg.run.seed,

@@ -13,6 +13,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """Of two workers, one makes what several tests look at; what takes longest begins first."""
+    for item in items:
+        shared = [name for name in ("layouts", "runs") if name in item.fixturenames]
+        item.add_marker(pytest.mark.xdist_group((shared or [item.path.stem])[0]))
+    items.sort(key=lambda item: item.get_closest_marker("megatron") is None)
+
+
 @pytest.fixture(scope="session")
 def work(tmp_path_factory) -> Path:
     """Where `layouts` put its data, its models and the weights that it trained."""

@@ -3,9 +3,10 @@
 Run as a module, this is that process; `compute` starts it and reads what rank 0 of each layout left.
 """
 
+import multiprocessing
 import os
+import runpy
 import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 
 TESTS = Path(__file__).parent.parent
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["workers.stack"])
 
 
 @dataclass(frozen=True)
@@ -76,11 +79,22 @@ def compute(work: Path) -> dict[str, dict]:
 
 
 def run_module(module: str, work: Path, *arguments: str) -> None:
-    """A module of this folder in a process of its own; the end of its output is shown where it fails."""
+    """A module of this folder in a process of its own, forked from one that has imported the stack; the end of its
+    output is shown where it fails."""
     log = work / "log"
-    with log.open("w") as output:  # not a pipe: a process left behind would hold it open
-        done = subprocess.run([sys.executable, "-m", module, work, *arguments], cwd=TESTS, stdout=output, stderr=output)
-    assert done.returncode == 0, log.read_text()[-6000:]
+    process = FORKSERVER.Process(target=_as_main, args=(module, log, str(work), *arguments))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, log.read_text()[-6000:]
+
+
+def _as_main(module: str, log: Path, *arguments: str) -> None:
+    output = os.open(log, os.O_CREAT | os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.chdir(TESTS)
+    sys.argv[1:] = arguments
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def import_stack() -> None:
