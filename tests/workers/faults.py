@@ -37,7 +37,8 @@ SETTINGS = (
     *("phase.fwm.plausibility_floor=null", "phase.fwm.confidence_floor=null"),
     *("phase.idm.plausibility_floor=null", "phase.idm.confidence_floor=null"),
     *("alternation.iterations=1", "alternation.order=[idm,fwm]", "alternation.continued_sft=true"),
-    *("run.save_every=1", "run.keep=2", "run.keep_best=1", "run.seed=7", "eval.batch=4", "eval.samples=2", "eval.transitions=3"),
+    *("run.save_every=1", "run.keep=2", "run.keep_best=1", "run.seed=7"),
+    *("eval.batch=4", "eval.samples=2", "eval.transitions=3"),
     *("phase.idm.steps=3", "phase.fwm.steps=2"),
     *(f"phase.{role}.{setting}" for role in ("idm", "fwm") for setting in (
         *("prompts=4", "group=4", "optimizer_steps=1", "lr=2e-4", "lr_warmup=0", "dead_std=0", "replay=1"),
