@@ -5,6 +5,7 @@ absolute values (amax) of earlier passes gave; its own amax counts from the next
 gradients of outputs e5m2 (Micikevicius et al. 2022, "FP8 Formats for Deep Learning"). Pure torch.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,13 +30,16 @@ def rounded(values: Tensor, scale: Tensor, kind: int) -> Tensor:
 def updated(scale: Tensor, history: Tensor, algorithm: AmaxAlgorithm, largest: Tensor) -> tuple[Tensor, Tensor]:
     """Scales [M, K] and histories [M, L, K] after a pass: row 0 of a history is that pass's, row 1 the oldest.
 
-    scale = largest / amax, `largest` [K] being the formats'. An amax that is zero or not finite leaves the scale.
+    scale = largest / amax, `largest` [K] being the formats'. An infinite amax leaves the scale; a pass with amax zero
+    leaves the history too, as if it had not been.
     """
-    amax = history.amax(1) if algorithm is AmaxAlgorithm.max else history[:, 0]
+    last = history[:, 0]
+    amax = history.amax(1) if algorithm is AmaxAlgorithm.max else last
     fresh = (largest / amax).clamp(max=torch.finfo(torch.float32).max)
-    history = history.roll(-1, 1)
-    history[:, 0] = 0
-    return torch.where((amax > 0) & amax.isfinite(), fresh, scale), history
+    rolled = history.roll(-1, 1)
+    rolled[:, 0] = 0
+    seen = last > 0
+    return torch.where(seen & amax.isfinite(), fresh, scale), torch.where(seen[:, None], rolled, history)
 
 
 class DelayedScaling:
@@ -100,8 +104,10 @@ class DelayedScaling:
         )
 
     def _record(self, place: int, kind: int, values: Tensor) -> None:
+        """As the kernels' fmaxf does, past every nan."""
         current = self.history[place, 0, kind]
-        torch.maximum(current, values.detach().abs().amax().float(), out=current)
+        amax = values.detach().abs().nan_to_num_(nan=0.0, posinf=math.inf).amax()
+        torch.maximum(current, amax.float(), out=current)
 
 
 class _Rounded(torch.autograd.Function):

@@ -91,21 +91,35 @@ def fp8_product(one, other, scale_one, scale_other) -> torch.Tensor:
 @pytest.mark.parametrize("algorithm", list(AmaxAlgorithm))
 @pytest.mark.parametrize("length", [1, 3])
 def test_scales_follow_transformer_engines_update(algorithm, length):
-    """Against the kernel's steps on plain numbers: a spike leaves the maximum after `length` passes; zero, infinite and
-    tiny amaxes."""
+    """Against kernel_bulk of delayed_scaling.cu (v2.0) on plain numbers: a spike leaves the maximum after `length`
+    passes that saw something; zero, infinite and tiny amaxes."""
     largest = 448.0
     scale, history = torch.ones(1, 1), torch.zeros(1, length, 1)
-    expected_scale, past = 1.0, []
+    expected_scale, expected = 1.0, [0.0] * length
     for amax in (2.0, 100.0, 3.0, 0.0, 5.0, 0.0, 0.0, 0.0, 1e-39, 7.0, 7.0, 7.0, math.inf, 8.0, 9.0, 9.0, 9.0):
-        history[0, 0, 0] = amax
+        history[0, 0, 0] = expected[0] = amax
         scale, history = updated(scale, history, algorithm, torch.tensor([largest]))
-        past = [*past, amax][-length:]
-        used = max(past) if algorithm is AmaxAlgorithm.max else amax
+        used = 0.0
+        if amax != 0:
+            used = max(expected) if algorithm is AmaxAlgorithm.max else amax
+            expected = [0.0, *expected[2:], amax][:length]
         if 0 < used < math.inf:
             expected_scale = min(largest / used, torch.finfo(torch.float32).max)
         assert scale.item() == pytest.approx(expected_scale)
-        assert history[0, 0, 0] == 0
+        assert torch.equal(history.flatten(), torch.tensor(expected))
     assert scale.item() == pytest.approx(largest / 9)
+
+
+def test_an_amax_is_that_of_what_is_a_number(alone):
+    """The kernels' fmaxf passes over nan and keeps infinity, which leaves the scale; atomicMax keeps the larger of two
+    calls before an update."""
+    for values, expected in (([2.0, math.nan, -7.0], 448 / 7), ([math.nan] * 3, 4480.0), ([2.0, -math.inf, 1.0], 1.0)):
+        scaling = DelayedScaling(3, AmaxAlgorithm.max, "cpu")
+        place = scaling.add()
+        for inputs in (values, [0.1] * 3):
+            scaling.linear(place, torch.nn.functional.linear, torch.tensor([inputs]), torch.ones(2, 3))
+        scaling.update(FORWARD, alone)
+        assert scaling.scale[place].tolist() == pytest.approx([expected, 448.0, 1.0])
 
 
 def test_scoring_leaves_scales_and_history(alone):
