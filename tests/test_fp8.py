@@ -134,6 +134,17 @@ def test_scoring_leaves_scales_and_history(alone):
     assert torch.equal(before, scaling.state(place)) and before[0, INPUT] != 1
 
 
+def test_packed_weights_give_the_same_product():
+    """What sampling multiplies with; bias and residual are added unrounded."""
+    scaling = DelayedScaling(3, AmaxAlgorithm.max, "cpu")
+    scaling.load(scaling.add(), torch.tensor([[3.0, 50.0, 1.0]]))
+    values, weight, bias, residual = drawn(4, 16), drawn(8, 16, seed=1), drawn(8, seed=2), drawn(4, 8, seed=3)
+    with torch.no_grad():
+        expected = scaling.linear(0, torch.nn.functional.linear, values, weight)
+    torch.testing.assert_close(scaling.packed(0, weight, None)(values), expected)
+    torch.testing.assert_close(scaling.packed(0, weight, bias)(values, residual), residual + (expected + bias))
+
+
 def test_state_is_kept_and_its_history_cut_or_filled_up():
     scaling = DelayedScaling(4, AmaxAlgorithm.max, "cpu")
     first, second = scaling.add(), scaling.add()

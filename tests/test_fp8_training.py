@@ -15,7 +15,7 @@ import torch
 from workers import reference
 from workers.fp8 import LAYOUTS
 
-from swirl_nemo.fp8 import GRADIENT, INPUT, WEIGHT
+from swirl_nemo.fp8 import GRADIENT, INPUT, LARGEST, WEIGHT
 from swirl_nemo.records import first_difference, read_lines
 from swirl_nemo.roles import IDM
 
@@ -105,6 +105,24 @@ def test_scales_and_losses_are_alike(seen, layout):
     for step, (one, other) in enumerate(zip(actual["steps"], expected["steps"], strict=True)):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5 if step == 0 else 2e-2)
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)
+
+
+def test_scales_are_those_of_the_configured_history(seen):
+    """After three passes on weights that change: the maximum of three, which is not that of the last alone."""
+    for layout in seen.values():
+        states = torch.tensor(list(layout["states"].values()))
+        scale, history = states[:, 0], states[:, 1:]
+        assert history.shape[1] == 4  # of which one is for the pass to come
+        largest = torch.tensor(LARGEST)
+        torch.testing.assert_close(scale, largest / history.amax(1))
+        assert not torch.allclose(scale, largest / history[:, -1])
+
+
+def test_layers_get_rows_in_sixteens_and_keep_their_bias(seen):
+    """Each rank's own under sequence parallelism, as Transformer Engine's kernels want them."""
+    for layout in seen.values():
+        assert layout["rows"] and all(rows % 16 == 0 for rows in layout["rows"])
+        assert layout["of nothing"]
 
 
 def test_scoring_and_sampling_leave_the_scales(seen):

@@ -9,7 +9,7 @@ from pathlib import Path
 from workers import runs, setting
 from workers.layouts import fork, import_stack
 
-PRECISION = ("precision=fp8_emulated", "precision.dtype=fp32", "precision.fp8_amax_history_len=3")
+PRECISION = ("precision=fp8_emulated", "precision.dtype=fp32", "precision.fp8_amax_history_len=4")
 SHAPE = setting.SHAPE | {"layers": 4, "ffn": 64}
 ONE_BATCH = ("parallel.micro_batch=6",)
 LAYOUTS = {
@@ -26,18 +26,39 @@ RUN = (
 )
 
 
-def scales(session) -> dict[tuple[int, str], list[float]]:
-    """Scales of input, weight and gradient by global layer number and name of the linear layer, of all stages."""
+def states(session) -> dict[tuple[int, str], list[list[float]]]:
+    """Scales and history [1 + L, 3] by global layer number and name of the linear layer, of all stages."""
     import torch.distributed as dist
 
-    mine = {}
-    for layer in session.actor.get_model_module_list()[0].decoder.layers:
-        for name, module in layer.named_modules():
-            if hasattr(module, "scaling"):
-                mine[layer.layer_number, name] = module.scaling.state(module.place)[0].tolist()
+    mine = {place: module.get_extra_state().tolist() for place, module in linears(session).items()}
     gathered = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
     return {key: value for part in gathered for key, value in part.items()}
+
+
+def scales(session) -> dict[tuple[int, str], list[float]]:
+    return {place: state[0] for place, state in states(session).items()}
+
+
+def linears(session) -> dict:
+    """This stage's layers that emulate FP8."""
+    layers = session.actor.get_model_module_list()[0].decoder.layers
+    every = {(layer.layer_number, name): module for layer in layers for name, module in layer.named_modules()}
+    return {place: module for place, module in every.items() if hasattr(module, "scaling")}
+
+
+def of_nothing(session) -> bool:
+    """Whether the QKV layers make their bias of a zero input: the household's models have none."""
+    import torch
+
+    found = []
+    for (_, name), module in linears(session).items():
+        if name.endswith("linear_qkv"):
+            module.bias = torch.nn.Parameter(torch.arange(float(module.output_size_per_partition)))
+            with torch.no_grad():
+                found.append(torch.equal(module(torch.zeros(16, 1, module.input_size))[0][0, 0], module.bias))
+            module.bias = None
+    return all(found)
 
 
 def visit(session) -> dict:
@@ -50,7 +71,9 @@ def visit(session) -> dict:
     pairs = [(IDM, row) for row in rows]
     session.sets.become(IDM.name)
     session.actor.reset_optimizer()
-    seen = {"steps": [], "scales": []}
+    seen = {"steps": [], "scales": [], "of nothing": of_nothing(session), "rows": set()}
+    for module in linears(session).values():
+        module.register_forward_pre_hook(lambda _, inputs: seen["rows"].add(inputs[0].shape[0]))
     for lr in (0.0, rooms.SFT_LR, rooms.SFT_LR):
         seen["steps"].append(supervised.step(session, pairs, lr, rooms.CLIP))
         seen["scales"].append(scales(session))
@@ -60,7 +83,7 @@ def visit(session) -> dict:
     for precision in ("dtype", "training"):
         cfg.swirl_fp8_scoring = precision == "training"
         seen[f"rollout {precision}"] = rooms.rollout(session, "plain")
-    seen["after scoring"] = scales(session)
+    seen["after scoring"], seen["states"] = scales(session), states(session)
     session.sets.become(FWM.name)
     seen["other set"] = scales(session)
     with session.sets.wear(IDM.name):
