@@ -11,7 +11,20 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from .config import Dtype, Fp8, PhaseConfig, Recompute, RoleDataConfig, RoleName, SftConfig, SwirlConfig, Weights
+from .config import (
+    Attention,
+    Dtype,
+    Fp8,
+    Layers,
+    PhaseConfig,
+    Recompute,
+    RoleDataConfig,
+    RoleName,
+    SftConfig,
+    SwirlConfig,
+    Weights,
+)
+from .kernels import lack
 
 
 def check(cfg: SwirlConfig, world_size: int) -> None:
@@ -30,6 +43,7 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
         _require(f"{key}.batch", getattr(cfg, key).batch, lambda v: v >= 2, "at least 2: a row is read in both roles")
     _check_alternation(cfg)
     _check_precision(cfg)
+    _check_kernels(cfg)
     _require(
         "run.name", cfg.run.name, lambda v: v and v not in (".", "..", "latest") and "/" not in v, "a folder's name"
     )
@@ -224,16 +238,42 @@ def _check_precision(cfg: SwirlConfig) -> None:
         )
     if precision.dtype is Dtype.fp32 and not precision.emulate:
         raise ValueError("precision.dtype=fp32: FP8 layers take bf16 and give bf16: give precision.dtype=bf16")
+    if not precision.emulate and cfg.kernels.layers is not Layers.transformer_engine:
+        raise ValueError(
+            f"kernels.layers={cfg.kernels.layers.name}: FP8 is Transformer Engine's: give "
+            "kernels.layers=transformer_engine, or precision=fp8_emulated"
+        )
 
 
-def check_layers(cfg: SwirlConfig) -> None:
-    """Raises ValueError, one line, where training has no layers for what the run asks for; a plan needs none."""
-    if cfg.precision.fp8 is Fp8.none or cfg.precision.emulate:
-        return
-    raise ValueError(
-        "precision.fp8=hybrid: Transformer Engine's layers are not wired in yet: give precision=fp8_emulated, or "
-        "precision=bf16"
-    )
+def _check_kernels(cfg: SwirlConfig) -> None:
+    kernels, dtype = cfg.kernels, cfg.precision.dtype
+    fused, attention = kernels.gradient_accumulation_fusion, kernels.attention is Attention.transformer_engine
+    if cfg.precision.emulate and (fused or kernels.layers is not Layers.local):
+        raise ValueError("precision.emulate=true: emulated FP8 is made of local layers alone: give kernels=local")
+    if fused and dtype is Dtype.fp32:
+        raise ValueError(
+            "kernels.gradient_accumulation_fusion=true: NeMo has it with bf16 weights alone: give precision=bf16"
+        )
+    if attention and dtype is Dtype.fp32:
+        raise ValueError(
+            "kernels.attention=transformer_engine: takes no float32: give kernels.attention=torch, or precision=bf16"
+        )
+    if attention and cfg.parallel.context > 1:
+        raise ValueError(
+            "kernels.attention=transformer_engine: its heads are not divided among parallel.context ranks yet: give "
+            "kernels.attention=torch"
+        )
+
+
+def check_machine(cfg: SwirlConfig) -> None:
+    """Raises ValueError, one line, where this machine, or any, lacks what training asks for; a plan may ask for it."""
+    if cfg.precision.fp8_params:
+        raise ValueError(
+            "precision.fp8_params=true: Megatron Core 0.11's optimizer casts such weights by a function that "
+            "Transformer Engine 2 no longer has: give false"
+        )
+    if line := lack(cfg):
+        raise ValueError(line)
 
 
 _Rule = tuple[Callable[[Any], bool], str]

@@ -74,6 +74,26 @@ class ScoringPrecision(Enum):
     training = "training"
 
 
+class Layers(Enum):
+    """Whose linear layers: Megatron's local ones, or Transformer Engine's, which FP8 needs."""
+
+    local = "local"
+    transformer_engine = "transformer_engine"
+
+
+class Attention(Enum):
+    """torch's fused attention on a grid with padding, or Transformer Engine's on sequences of different lengths."""
+
+    torch = "torch"
+    transformer_engine = "transformer_engine"
+
+
+class Norms(Enum):
+    torch = "torch"
+    transformer_engine = "transformer_engine"
+    apex = "apex"
+
+
 class RoleName(Enum):
     fwm = "fwm"
     idm = "idm"
@@ -263,6 +283,16 @@ class PrecisionConfig:
 
 
 @dataclass
+class KernelsConfig:
+    """What computes layers. Transformer Engine and Apex need a GPU and come with the NeMo image."""
+
+    layers: Layers = MISSING
+    attention: Attention = MISSING
+    norms: Norms = MISSING
+    gradient_accumulation_fusion: bool = MISSING  # a weight's gradient is added up where it is computed; needs Apex
+
+
+@dataclass
 class EvalConfig:
     transitions: int = MISSING  # held-out transitions read; 0: all
     batch: int = MISSING
@@ -352,6 +382,7 @@ class SwirlConfig:
     phase: PhasesConfig = MISSING
     parallel: ParallelConfig = MISSING
     precision: PrecisionConfig = MISSING
+    kernels: KernelsConfig = MISSING
     eval: EvalConfig = MISSING
     cluster: ClusterConfig = MISSING
 

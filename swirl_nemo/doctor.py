@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import distributed
 
-from . import versions
+from . import kernels, versions
 
 NEEDED = ("lightning", "transformers", "hydra-core", "omegaconf")
 COLLECTIVE_SECONDS = 120.0
@@ -25,7 +25,7 @@ Finding = tuple[str, str, bool]  # what, what was found, whether a run could do 
 
 def examine() -> int:
     """Prints a table; 0, or 1 where something that a run needs is missing."""
-    findings = [*_versions(), *_devices(), _memory(), _java(), _collective()]
+    findings = [*_versions(), *_devices(), *_kernels(), _memory(), _java(), _collective()]
     table = Table("what", "found", "", title="swirl doctor")
     for what, found, fine in findings:
         table.add_row(what, found, "[green]ok[/]" if fine else "[red]missing[/]")
@@ -50,6 +50,17 @@ def _devices() -> list[Finding]:
     return [
         ("CPU cores", str(len(os.sched_getaffinity(0))), True),
         ("GPUs", names or "none: gloo on CPU", True),
+    ]
+
+
+def _kernels() -> list[Finding]:
+    """What conf/kernels can ask for here; and the optimizer, which nobody has to ask for."""
+    gpu, adam = torch.cuda.is_available(), kernels.adam()
+    torchs = "torch's AdamW, whose state Megatron cannot save: install Transformer Engine or Apex"
+    ours = "this project's, as none can run without a GPU"
+    return [
+        *((kernel.name, kernel.lack() or "can be used", True) for kernel in kernels.KERNELS),
+        ("Adam", (adam or torchs) if gpu else ours, not gpu or adam is not None),
     ]
 
 

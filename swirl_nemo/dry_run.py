@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .alternation import Stage, phase_of, stages
 from .checks import check, check_architecture
-from .config import ArchitectureConfig, Fp8, SwirlConfig
+from .config import ArchitectureConfig, Attention, Fp8, KernelsConfig, Layers, Norms, SwirlConfig
 from .data.transitions import TransitionFile
 from .planning import report
 from .planning.architecture import Layout, architecture, parameters
@@ -56,8 +56,9 @@ def rank_zero_parameters(cfg: SwirlConfig, a: ArchitectureConfig) -> tuple[int, 
         if not (folder / "model_config.yaml").is_file():
             folder = Path(place)
             write_stand_in(a, folder)
-        # Transformer Engine needs a GPU; its layers have the same weights
-        plain = replace(cfg, precision=replace(cfg.precision, fp8=Fp8.none))
+        # Transformer Engine and Apex need a GPU; layers have the same weights without them
+        local = KernelsConfig(Layers.local, Attention.torch, Norms.torch, gradient_accumulation_fusion=False)
+        plain = replace(cfg, precision=replace(cfg.precision, fp8=Fp8.none), kernels=local)
         with rank_zero(cfg.cluster.nodes, cfg.cluster.devices):
             from .actor.build import build_actor
 

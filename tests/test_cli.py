@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from swirl_nemo import cli
 
@@ -130,6 +131,23 @@ def test_doctor_misses_what_a_run_needs(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_collective", lambda: ("all-reduce", "not tried", True))
     assert doctor.examine() == 1
     assert "not installed" in capsys.readouterr().out
+
+
+def test_doctor_says_which_kernels_are_here(monkeypatch):
+    """None on a CPU, without being a fault; with a GPU, pretended, an Adam whose state can be saved must be there."""
+    from swirl_nemo import doctor, kernels
+
+    *others, adam = doctor._kernels()
+    assert [what for what, _, _ in others] == [kernel.name for kernel in kernels.KERNELS]
+    assert all(found.endswith(" is not installed") and fine for _, found, fine in others)
+    assert adam == ("Adam", "this project's, as none can run without a GPU", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert doctor._kernels()[-1][1].startswith("torch's AdamW") and not doctor._kernels()[-1][2]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(kernels, "find_spec", lambda module: object())
+    *others, adam = doctor._kernels()
+    assert all(found == "can be used" and fine for _, found, fine in others)
+    assert adam == ("Adam", "Transformer Engine's FusedAdam", True)
 
 
 @pytest.mark.slow

@@ -151,11 +151,17 @@ def test_what_no_job_can_have_is_one_line(overrides, told):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_training_would_refuse_is_refused_before_the_queue():
-    """A script can be looked at all the same: the plan and the dry run can be asked for too."""
-    wanted = ["experiment=quickstart", "cluster=gpu", "precision=fp8_hybrid"]
+@pytest.mark.parametrize(("gpu", "image", "known"), [(True, None, True), (False, None, False), (True, "a.sqsh", False)])
+def test_kernels_are_asked_for_where_the_nodes_are_as_this_machine(monkeypatch, gpu, image, known):
+    """With a GPU, pretended, and without a container. Else `swirl train` says what a node lacks. A script can be looked
+    at all the same."""
+    monkeypatch.setattr("swirl_nemo.cluster.submit.sees_gpu", lambda: gpu)
+    wanted = ["experiment=quickstart", "cluster=gpu", "precision=fp8_hybrid", "data.labelled=nowhere"]
+    if image:
+        wanted += ["cluster.slurm.container.runtime=pyxis", f"cluster.slurm.container.image={image}"]
     assert "precision=fp8_hybrid" in script(*wanted)
-    with pytest.raises(ValueError, match="^precision.fp8=hybrid: Transformer Engine's layers are not wired in"):
+    refused = "precision.fp8=hybrid: transformer_engine is not installed" if known else "data.labelled=nowhere: no such"
+    with pytest.raises(ValueError, match=f"^{refused}"):
         submit(wanted)
 
 

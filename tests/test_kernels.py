@@ -1,10 +1,18 @@
-"""Kernels written for CPUs against torch's own: values, gradients, and products with packed weights. Pure torch."""
+"""Kernels written for CPUs against torch's own: values, gradients, and products with packed weights. Pure torch.
+
+And the norms that call Apex's, here a stand-in's (stand_ins/apex).
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from swirl_nemo.actor.norms import OffsetRMSNorm, RMSNorm
+from swirl_nemo.actor.norms import Norm, OffsetRMSNorm, RMSNorm
 from swirl_nemo.products import Linear, packed_linear, product
 
 SHAPES = [(1, 1, 8), (7, 1, 32), (160, 1, 24)]
@@ -71,3 +79,31 @@ def test_packed_weights_give_the_same_product(rows, biased):
             linear(values, residual), residual + F.linear(values, weight, bias), rtol=1e-5, atol=1e-5
         )
     assert torch.equal(residual, kept), "the residual is read, not written"
+
+
+@pytest.fixture
+def apex_norms(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent / "stand_ins")
+    yield importlib.import_module("swirl_nemo.actor.apex_norms")
+    for name in [name for name in sys.modules if name == "swirl_nemo.actor.apex_norms" or name.split(".")[0] == "apex"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("normalization", "offset"), [("RMSNorm", False), ("RMSNorm", True), ("LayerNorm", False)])
+def test_apex_norms_are_ours_in_its_kernels(apex_norms, normalization, offset, dtype):
+    """The same weights under the same names and tags, the same values and types."""
+    config = SimpleNamespace(normalization=normalization, layernorm_zero_centered_gamma=offset, params_dtype=dtype)
+    config.sequence_parallel = True
+    ours, theirs = (kind(config, 24, 1e-3) for kind in (Norm, apex_norms.Norm))
+    assert type(theirs).__module__ == "swirl_nemo.actor.apex_norms"
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter)
+    theirs.load_state_dict(ours.state_dict())
+    assert all(parameter.sequence_parallel for parameter in theirs.parameters())
+    x = drawn(7, 1, 24).to(dtype).requires_grad_()
+    found, expected = theirs(x), ours(x)
+    tolerance = {"rtol": 1e-5, "atol": 2e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(found, expected, **tolerance)
+    for one, other in zip(gradients(found, x), gradients(expected, x), strict=True):
+        torch.testing.assert_close(one, other, **tolerance)

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from swirl_nemo.actor.packing import pack, pack_prefixes
+from swirl_nemo.actor.packing import Packing, pack, pack_prefixes
 from swirl_nemo.data.batch import Sequences, collate, padded
 from swirl_nemo.session import dealt
 
@@ -63,6 +63,24 @@ def check_packing(batch: Sequences, prompts, completions, multiple: int) -> None
             at = int(batch.prefix_lengths[p]) + i
             assert [tokens[k] for k in seen] == row[: at + 1]
             assert [positions[k] for k in seen] == list(range(at + 1))
+    check_runs(batch, packing, [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+
+
+def check_runs(batch: Sequences, packing: Packing, rows: list[list[int]]) -> None:
+    """Prefixes and what rows have of their own lie where the bounds say, and a row sees all but its last token."""
+    runs, tokens = packing.runs, packing.tokens.tolist()
+    bounds = {name: getattr(runs, f"{name}_starts").tolist() for name in ("prefix", "own", "seen")}
+    assert (runs.num_prefix, runs.num_own) == (bounds["prefix"][-1], bounds["own"][-1])
+    for p in range(len(batch.prefixes)):
+        part = slice(*bounds["prefix"][p : p + 2])
+        assert tokens[part] == batch.prefixes[p, : batch.prefix_lengths[p]].tolist()
+    for b, row in enumerate(rows):
+        first, last = (runs.num_prefix + bound for bound in bounds["own"][b : b + 2])
+        own = max(int(batch.own_lengths[b]) - 1, 0)
+        seen = runs.seen[slice(*bounds["seen"][b : b + 2])].tolist()
+        assert tokens[first:last] == row[len(row) - own - 1 : -1] and last - first == own
+        assert [tokens[k] for k in seen] == (row[:-1] if batch.own_lengths[b] else row)
+        assert packing.positions[seen].tolist() == list(range(len(seen)))
 
 
 @pytest.mark.parametrize("group", [1, 2, 5])

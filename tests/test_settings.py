@@ -3,14 +3,16 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
-from swirl_nemo.checks import check, check_files, check_layers
-from swirl_nemo.config import Aggregation, Kl, RoleName, SamplingConfig, SwirlConfig, Weights
+from swirl_nemo import kernels
+from swirl_nemo.checks import check, check_files, check_machine
+from swirl_nemo.config import Aggregation, Attention, Kl, Layers, RoleName, SamplingConfig, SwirlConfig, Weights
 from swirl_nemo.settings import compose, launched, load, shipped
 from swirl_nemo.worlds.config import CollectConfig
 
-GROUPS = ("data", "model", "phase", "parallel", "precision", "cluster", "experiment")
+GROUPS = ("data", "model", "phase", "parallel", "precision", "kernels", "cluster", "experiment")
 SHIPPED = [f"{group}={file.stem}" for group in GROUPS for file in sorted((shipped("conf") / group).glob("*.yaml"))]
 WORLDS = [f"world={file.stem}" for file in sorted((shipped("conf") / "world").glob("*.yaml"))]
 
@@ -29,7 +31,7 @@ def default() -> SwirlConfig:
 @pytest.mark.parametrize("choice", SHIPPED)
 def test_shipped_configuration(choice):
     """Each file of conf/ composes with the rest, leaves no key unset, and passes the checks for its own layout."""
-    cfg = compose([choice])
+    cfg = compose([choice, *["precision=bf16"] * choice.startswith("kernels=")])
     assert isinstance(cfg, SwirlConfig)
     check(cfg, cfg.parallel.processes)
 
@@ -159,6 +161,24 @@ OUT_OF_RANGE = [
     ([*EMULATED, "model.recompute=full"], 1, "model.recompute=full: emulated FP8 would take every pass for two"),
     ([*EMULATED, "precision.fp8_amax_history_len=0"], 1, "fp8_amax_history_len=0: out of range: it must be over 0"),
     ([*EMULATED, "precision.fp8_edge_layers=-1"], 1, "fp8_edge_layers=-1: out of range: it must be 0 or more"),
+    (
+        [*EMULATED, "kernels.layers=transformer_engine"],
+        1,
+        "emulated FP8 is made of local layers alone: give",
+    ),
+    ([*EMULATED, "precision.dtype=bf16", "kernels.gradient_accumulation_fusion=true"], 1, "give kernels=local"),
+    (
+        ["precision.fp8=hybrid", "precision.dtype=bf16"],
+        1,
+        "kernels.layers=local: FP8 is Transformer Engine's: give",
+    ),
+    (["kernels.gradient_accumulation_fusion=true"], 1, "NeMo has it with bf16 weights alone: give precision=bf16"),
+    (["kernels.attention=transformer_engine"], 1, "kernels.attention=transformer_engine: takes no float32: give kern"),
+    (
+        ["kernels.attention=transformer_engine", "precision.dtype=bf16", "parallel.context=2"],
+        2,
+        "its heads are not divided among parallel.context ranks yet: give kernels.attention=torch",
+    ),
 ]
 
 
@@ -250,13 +270,60 @@ def test_model_whose_layers_fp8_cannot_multiply(tmp_path, on_disk, sizes, settin
         check_files(changed(on_disk, *shared, *EMULATED, *settings))
 
 
-def test_fp8_without_emulation_has_no_layers_yet(default):
-    wanted = changed(default, "precision.fp8=hybrid", "precision.dtype=bf16")
-    with pytest.raises(
-        ValueError, match="^precision.fp8=hybrid: Transformer Engine's layers are not wired in yet: give precis"
-    ):
-        check_layers(wanted)
-    assert check_layers(changed(wanted, "precision.emulate=true")) is check_layers(default) is None
+def test_fp8_brings_its_kernels_and_others_can_be_asked_for():
+    kinds = [compose(["precision=fp8_hybrid", *more]).kernels for more in ([], ["kernels.attention=torch"])]
+    assert [kind.layers for kind in kinds] == [Layers.transformer_engine] * 2
+    assert [kind.attention for kind in kinds] == [Attention.transformer_engine, Attention.torch]
+    assert compose(["experiment=llama3_70b_8x8_fp8"]).kernels == kinds[0]
+    assert compose(["experiment=llama3_70b_8x8_fp8", "precision=bf16"]).kernels == compose([]).kernels
+
+
+NEEDS = [(setting, kernel) for setting, kernel, _ in kernels.NEEDS]
+
+
+@pytest.mark.parametrize(("setting", "kernel"), NEEDS, ids=lambda item: getattr(item, "name", item))
+def test_kernels_that_are_not_here_are_refused(monkeypatch, default, setting, kernel):
+    """Without the package, without a GPU and with too old a one, each pretended; and not where all is there."""
+    wanted = changed(default, setting)
+    check_machine(default)
+    check_machine(changed(default, *EMULATED))
+    with pytest.raises(ValueError, match=f"^{setting}: {kernel.modules[0]} is not installed: give .*=") as raised:
+        check_machine(wanted)
+    assert "\n" not in str(raised.value)
+    monkeypatch.setattr(kernels, "find_spec", lambda module: object())
+    with pytest.raises(ValueError, match=f"^{setting}: no GPU is visible: give "):
+        check_machine(wanted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    if kernel is kernels.FP8:
+        with pytest.raises(ValueError, match=f"^{setting}: compute capability 8.0, 8.9 is needed: give precision=bf16"):
+            check_machine(wanted)
+    else:
+        check_machine(wanted)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    check_machine(wanted)
+
+
+def test_weights_in_fp8_alone_can_be_planned_and_not_trained(default):
+    """Whatever the machine has."""
+    fp8 = changed(compose(["precision=fp8_hybrid"]), "precision.fp8_params=true")
+    check(fp8, 1)
+    with pytest.raises(ValueError, match="^precision.fp8_params=true: Megatron Core 0.11's optimizer .*: give false"):
+        check_machine(fp8)
+
+
+@pytest.mark.parametrize(
+    ("installed", "adam"),
+    [
+        ((), None),
+        (("apex",), None),
+        (("apex", "amp_C"), "Apex's FusedAdam"),
+        (("apex", "amp_C", "transformer_engine"), "Transformer Engine's FusedAdam"),
+    ],
+)
+def test_adam_is_the_one_that_megatron_finds_first(monkeypatch, installed, adam):
+    monkeypatch.setattr(kernels, "find_spec", lambda module: object() if module in installed else None)
+    assert kernels.adam() == adam
 
 
 def test_heads_that_context_parallel_ranks_cannot_divide(on_disk):

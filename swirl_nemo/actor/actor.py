@@ -7,7 +7,7 @@ rollout, and the loss is a function of log-probs that the caller gives with each
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -27,7 +27,8 @@ from ..rollout.result import Rollout
 from ..rollout.sampling import Distribution
 from .batch import MicroBatch, pad_columns
 from .context import divided_rollout
-from .model import ScoringGPTModel, block_spec
+from .layers import block_spec
+from .model import ScoringGPTModel
 from .packing import pack
 
 FP8_TOKENS = 16  # the cores that multiply FP8 want rows in multiples of it
@@ -40,9 +41,11 @@ class SwirlActor(MegatronGPTActorModel):
     def model_provider_func(self, pre_process: bool, post_process: bool) -> ScoringGPTModel:
         self.transformer_config.variable_seq_lengths = self.cfg.pipeline_model_parallel_size > 1
         scaling = self._delayed_scaling() if self.cfg.swirl_fp8_emulated else None
+        fp8 = self.cfg.fp8 or self.cfg.swirl_fp8_emulated
+        edges = self.cfg.swirl_fp8_edge_layers if fp8 else 0
         model = ScoringGPTModel(
             config=self.transformer_config,
-            transformer_layer_spec=block_spec(self.transformer_config, scaling, self.cfg.swirl_fp8_edge_layers),
+            transformer_layer_spec=block_spec(self.transformer_config, self.cfg.swirl_kernels, scaling, edges),
             vocab_size=self.padded_vocab_size,
             max_sequence_length=self.cfg.encoder_seq_length,
             pre_process=pre_process,
@@ -56,7 +59,6 @@ class SwirlActor(MegatronGPTActorModel):
         )
         mcore_model_customize(self.cfg, model)  # NeMo's: Llama 3's RoPE scaling, Gemma's embedding scaling
         model.logit_chunk, model.scaling = self.cfg.swirl_logit_chunk, scaling
-        fp8 = self.cfg.fp8 or self.cfg.swirl_fp8_emulated
         model.token_multiple = FP8_TOKENS * self.cfg.tensor_model_parallel_size if fp8 else 1
         return model
 
@@ -114,7 +116,7 @@ class SwirlActor(MegatronGPTActorModel):
             return generate(self.module, prompts, distribution, group=group, uniforms=uniforms, **options)
 
         set_eval(self)
-        with self._whole_sequences(), self._scoring_precision():
+        with self._whole_sequences(), self._scoring_precision(sampling=True):
             rollout = divided_rollout(part, prompts, uniforms, group)
         set_train(self)
         return rollout
@@ -128,13 +130,18 @@ class SwirlActor(MegatronGPTActorModel):
         with _switched_off((holder, name) for holder in holders for name in names if hasattr(holder, name)):
             yield
 
-    @contextmanager
-    def _scoring_precision(self):
-        """FP8 off, unless precision.scoring has it on as in training."""
-        switches = [(self.transformer_config, "fp8")]
-        switches += [(model.scaling, "enabled") for model in self.get_model_module_list() if model.scaling]
-        with _switched_off([] if self.cfg.swirl_fp8_scoring else switches):
-            yield
+    def _scoring_precision(self, sampling: bool = False) -> AbstractContextManager:
+        """FP8 off, unless precision.scoring has it on as in training. Transformer Engine's is never on in sampling: the
+        decoder reads weights, and its few rows would be padding."""
+        models = self.get_model_module_list()
+        if not self.cfg.swirl_fp8_scoring or (self.cfg.fp8 and sampling):
+            switches = [(self.transformer_config, "fp8")]
+            return _switched_off(switches + [(model.scaling, "enabled") for model in models if model.scaling])
+        if self.cfg.fp8:
+            from .transformer_engine import unrecorded
+
+            return unrecorded(module for model in models for module in model.modules())
+        return nullcontext()
 
     # training
 

@@ -15,14 +15,14 @@ from ..config import Dtype, Fp8, PrecisionConfig, Recompute, ScoringPrecision, S
 from ..settings import export_ranks
 from ..stack import on_cpu, prepare
 
-# What NeMo's classes ask for beside the architecture. Fusions that need Apex stay off; SWIRL's own loop owns the
-# learning rate, the data and generation, so NeMo's parts for those get the least that they accept.
+# What NeMo's classes ask for beside the architecture. `transformer_engine` is NeMo's own choice of layers; ours are
+# actor/layers.py. SWIRL's own loop owns the learning rate, the data and generation, so NeMo's parts for those get the
+# least that they accept.
 RUNTIME = {
     "mcore_gpt": True,
     "transformer_engine": False,
     "name": "megatron_gpt_full_te_layer_autocast",
     "gradient_as_bucket_view": True,
-    "gradient_accumulation_fusion": False,
     "bias_dropout_add_fusion": False,
     "bias_activation_fusion": False,
     "masked_softmax_fusion": False,
@@ -63,6 +63,8 @@ def model_config(cfg: SwirlConfig, checkpoint: Path) -> DictConfig:
         "activations_checkpoint_method": "uniform" if full else None,
         "activations_checkpoint_num_layers": 1 if full else None,
         "activations_checkpoint_layers_per_pipeline": None,
+        "gradient_accumulation_fusion": cfg.kernels.gradient_accumulation_fusion,
+        "swirl_kernels": {name: getattr(cfg.kernels, name).value for name in ("layers", "attention", "norms")},
         "swirl_logit_chunk": cfg.model.logit_chunk,
         "optim": {
             "name": "mcore_distributed_optim",

@@ -58,11 +58,13 @@ class OffsetRMSNorm(RMSNorm):
 class Norm:
     """An RMSNorm or torch's LayerNorm, tagged so that Megatron reduces its gradients over sequence shards."""
 
+    rms, offset_rms, layer = RMSNorm, OffsetRMSNorm, torch.nn.LayerNorm
+
     def __new__(cls, config, hidden_size, eps):
         if config.normalization == "RMSNorm":
-            kind = OffsetRMSNorm if config.layernorm_zero_centered_gamma else RMSNorm
+            kind = cls.offset_rms if config.layernorm_zero_centered_gamma else cls.rms
         else:
-            kind = torch.nn.LayerNorm
+            kind = cls.layer
         norm = kind(hidden_size, eps=eps, dtype=config.params_dtype)
         for parameter in norm.parameters():
             parameter.sequence_parallel = config.sequence_parallel

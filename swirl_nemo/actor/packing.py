@@ -5,6 +5,7 @@ activations see N tokens; attention alone sees them as a grid of P*L and B*S pla
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +15,28 @@ from ..data.batch import Sequences
 
 
 @dataclass(frozen=True)
+class Runs:
+    """The packed tokens once more, as kernels for sequences of different lengths take them: prefixes, then what rows
+    have of their own, then padding. Where each begins, and where the last one ends: prefix_starts [P+1], own_starts
+    [B+1] int32, counted from the first of its kind.
+
+    seen: the tokens that rows see, for each its prefix's, then its own; seen_starts [B+1] int32.
+    """
+
+    prefix_starts: Tensor
+    own_starts: Tensor
+    seen: Tensor
+    seen_starts: Tensor
+    num_prefix: int  # tokens of all prefixes
+    num_own: int
+
+
+@dataclass(frozen=True)
 class Packing:
     """tokens, positions [N]; slots [P*L + B*S]: the token that stands at a place of the grid, any token where it is
     padding; places [N]: its inverse. Both are None where there is no padding: then the grid is the tokens.
 
-    prefix_of [B]; visible bool [B, 1, S, L + S]: which of its prefix's and its own tokens a row's token sees.
+    prefix_lengths [P]; own_lengths, prefix_of [B].
     shards: context-parallel ranks that the tokens are divided among, N/shards each, one behind the other.
     """
 
@@ -28,14 +46,38 @@ class Packing:
     places: Tensor | None
     prefix_shape: tuple[int, int]
     own_shape: tuple[int, int]
+    prefix_lengths: Tensor
+    own_lengths: Tensor
     prefix_of: Tensor
-    visible: Tensor
     shards: int
 
     @property
     def longest(self) -> int:
         """An upper bound of every position."""
         return self.prefix_shape[1] + self.own_shape[1]
+
+    @cached_property
+    def visible(self) -> Tensor:
+        """bool [B, 1, S, L + S]: which of its prefix's and its own tokens a row's token sees."""
+        (_, columns), (rows, own_columns) = self.prefix_shape, self.own_shape
+        device = self.tokens.device
+        prefix = torch.arange(columns, device=device) < self.prefix_lengths[self.prefix_of][:, None]
+        own = torch.ones(own_columns, own_columns, dtype=torch.bool, device=device).tril()
+        parts = prefix[:, None].expand(rows, own_columns, -1), own.expand(rows, -1, -1)
+        return torch.cat(parts, 2)[:, None]
+
+    @cached_property
+    def runs(self) -> Runs:
+        begins = self.prefix_lengths[self.prefix_of]
+        prefix_starts, own_starts, seen_starts = map(
+            _starts, (self.prefix_lengths, self.own_lengths, begins + self.own_lengths)
+        )
+        row = torch.arange(len(begins), device=begins.device).repeat_interleave(begins + self.own_lengths)
+        place = torch.arange(len(row), device=row.device) - seen_starts[row]
+        own = prefix_starts[-1] + own_starts[row] + place - begins[row]
+        seen = torch.where(place < begins[row], prefix_starts[self.prefix_of[row]] + place, own)
+        ends = int(prefix_starts[-1]), int(own_starts[-1])
+        return Runs(prefix_starts, own_starts, seen, seen_starts, *ends)
 
     def grid(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """[N, ...] as [P, L, ...] and [B, S, ...]. Padding repeats a token: no real one sees it."""
@@ -91,9 +133,6 @@ def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple, shard
     missing = -len(places) % (multiple * shards)
     full = len(places) == len(real) and not missing
     places = F.pad(places, (0, missing))
-    seen = torch.ones(len(own_columns), len(own_columns), dtype=torch.bool, device=device).tril()
-    shape = (len(own), len(own_columns))
-    visible = torch.cat([(columns < begins)[:, None].expand(*shape, -1), seen.expand(len(own), -1, -1)], 2)
     packing = Packing(
         tokens=torch.cat([prefixes.flatten(), own.flatten()])[places],
         positions=positions[places],
@@ -101,8 +140,14 @@ def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple, shard
         places=None if full else places,
         prefix_shape=tuple(prefixes.shape),
         own_shape=tuple(own.shape),
+        prefix_lengths=prefix_lengths,
+        own_lengths=own_lengths,
         prefix_of=prefix_of,
-        visible=visible[:, None],
         shards=shards,
     )
     return packing, slots
+
+
+def _starts(lengths: Tensor) -> Tensor:
+    """int32 [n + 1] of lengths [n]: where each begins, and where the last one ends."""
+    return F.pad(lengths.cumsum(0), (1, 0)).int()

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jinja2
 
-from ..checks import check, check_files, check_layers
+from ..checks import check, check_files, check_machine
 from ..config import ClusterConfig, ContainerConfig, Runtime, SlurmConfig, SwirlConfig
+from ..kernels import sees_gpu
 from ..runs import check_settings
 from ..settings import compose, shipped
 from . import attempts
@@ -35,7 +36,8 @@ def submit(overrides: list[str], *, seeds: str | None = None, dry_run: bool = Fa
     script = render(cfg, overrides, seeds)
     if dry_run:
         return script.splitlines()
-    check_layers(cfg)
+    if cfg.cluster.slurm.container.runtime is Runtime.none and sees_gpu():
+        check_machine(cfg)  # else this machine is not as the nodes are: a job's own `swirl train` says so
     check_files(cfg)
     folder = Path(cfg.run.root, cfg.run.name)
     runs = {seed: folder.with_name(f"{folder.name}-seed{seed}") for seed in numbers} or {None: folder}

@@ -10,8 +10,8 @@ from megatron.core import parallel_state
 from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor
 
+from ..actor.attention import rotate
 from ..actor.emulated_fp8 import EmulatedFp8
-from ..actor.model import rotate
 from ..products import packed_linear
 from .cache import KvCache
 
@@ -67,7 +67,7 @@ class Decoder:
         number = attention.layer_number
         own = cache.append(number, turned[:, :, -1], mixed[:, :, -1])
         context = _attend(turned[:, :, :-1], *cache.prompts[number], *own, cache.width, hidden_from)
-        return self._added(products.proj, attention.linear_proj.bias, context.view(rows, -1), hidden)
+        return self._added(products.proj, _bias(attention.linear_proj), context.view(rows, -1), hidden)
 
     def _mlp(self, layer, products, hidden: Tensor) -> Tensor:
         inner = products.fc1(layer.pre_mlp_layernorm(hidden))
@@ -76,7 +76,7 @@ class Decoder:
             inner = self.config.activation_func(gate).mul_(inner)
         else:
             inner = self.config.activation_func(inner)
-        return self._added(products.fc2, layer.mlp.linear_fc2.bias, inner, hidden)
+        return self._added(products.fc2, _bias(layer.mlp.linear_fc2), inner, hidden)
 
     def _added(self, product, bias: Tensor | None, part: Tensor, residual: Tensor) -> Tensor:
         """A row-parallel layer: the sum of all tensor-parallel ranks' products, the bias once, and the residual."""
@@ -118,12 +118,16 @@ class _Products:
 
     def __init__(self, layer, split: bool):
         attention, mlp = layer.self_attention, layer.mlp
-        self.qkv = _packed(attention.linear_qkv, attention.linear_qkv.bias)
-        self.fc1 = _packed(mlp.linear_fc1, mlp.linear_fc1.bias)
+        self.qkv, self.fc1 = (_packed(linear, _bias(linear)) for linear in (attention.linear_qkv, mlp.linear_fc1))
         # Of a sum over ranks the bias comes after
         self.proj, self.fc2 = (
-            _packed(linear, None if split else linear.bias) for linear in (attention.linear_proj, mlp.linear_fc2)
+            _packed(linear, None if split else _bias(linear)) for linear in (attention.linear_proj, mlp.linear_fc2)
         )
+
+
+def _bias(linear) -> Tensor | None:
+    """Transformer Engine's layers without one have an empty tensor in its place."""
+    return None if linear.bias is None or not linear.bias.numel() else linear.bias
 
 
 def _packed(linear, bias: Tensor | None):
