@@ -19,7 +19,7 @@ quickstart: setup
 	.venv/bin/swirl quickstart
 
 test: setup
-	pytest -n 2 --dist loadgroup -m "not long and not slurm"
+	pytest -n 2 --dist loadscope --no-loadscope-reorder -m "not long and not slurm"
 
 test-fast: setup
 	pytest -m "not megatron and not slow and not long and not slurm"

@@ -7,18 +7,30 @@ import os
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(items):
-    """Of two workers, one makes what several tests look at; what takes longest begins first."""
-    for item in items:
-        shared = [name for name in ("layouts", "runs") if name in item.fixturenames]
-        item.add_marker(pytest.mark.xdist_group((shared or [item.path.stem])[0]))
+TOGETHER = ("test_layouts", "test_loop", "test_memory", "test_resume", "test_rollout")  # files that look at `layouts` or `runs`
+
+
+class Files(LoadScopeScheduling):
+    """Of two workers, one runs a whole file; what a session makes once is made by one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0]).stem
+        return "together" if file in TOGETHER else file
+
+
+def pytest_xdist_make_scheduler(config, log) -> Files:
+    return Files(config, log)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """What takes longest begins first."""
     items.sort(key=lambda item: item.get_closest_marker("megatron") is None)
 
 
