@@ -13,8 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-
-TOGETHER = ("test_layouts", "test_loop", "test_memory", "test_resume", "test_rollout")  # files that look at `layouts` or `runs`
+# Files that look at `layouts` or `runs`
+TOGETHER = ("test_layouts", "test_loop", "test_memory", "test_resume", "test_rollout")
 
 
 class Files(LoadScopeScheduling):
