@@ -94,5 +94,5 @@ def test_peaks_are_those_of_torchs_allocator(name):
 def test_the_record_can_be_made_again(work, layouts):
     again = json.loads((work / "memory.json").read_text())[AGAIN]
     for rank, recorded in zip(again["ranks"], RECORD[AGAIN]["ranks"], strict=True):
-        del rank["train"]["allocator"], recorded["train"]["allocator"]
-        assert rank == recorded
+        exact = {"train": {"peak": recorded["train"]["peak"]}}  # the allocator's figure hangs on what ran before
+        assert rank | {"train": {"peak": rank["train"]["peak"]}} == recorded | exact
