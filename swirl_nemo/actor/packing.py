@@ -36,7 +36,7 @@ class Packing:
     """tokens, positions [N]; slots [P*L + B*S]: the token that stands at a place of the grid, any token where it is
     padding; places [N]: its inverse. Both are None where there is no padding: then the grid is the tokens.
 
-    prefix_lengths [P]; own_lengths, prefix_of [B]; real_prefix bool [P, L]: where a prefix is not padding.
+    prefix_lengths [P]; own_lengths, prefix_of [B].
     shards: context-parallel ranks that the tokens are divided among, N/shards each, one behind the other.
     """
 
@@ -47,7 +47,6 @@ class Packing:
     prefix_shape: tuple[int, int]
     own_shape: tuple[int, int]
     prefix_lengths: Tensor
-    real_prefix: Tensor
     own_lengths: Tensor
     prefix_of: Tensor
     shards: int
@@ -60,10 +59,12 @@ class Packing:
     @cached_property
     def visible(self) -> Tensor:
         """bool [B, 1, S, L + S]: which of its prefix's and its own tokens a row's token sees."""
-        rows, columns = self.own_shape
-        own = torch.ones(columns, columns, dtype=torch.bool, device=self.tokens.device).tril()
-        prefix = self.real_prefix[self.prefix_of][:, None].expand(rows, columns, -1)
-        return torch.cat([prefix, own.expand(rows, -1, -1)], 2)[:, None]
+        (_, columns), (rows, own_columns) = self.prefix_shape, self.own_shape
+        device = self.tokens.device
+        prefix = torch.arange(columns, device=device) < self.prefix_lengths[self.prefix_of][:, None]
+        own = torch.ones(own_columns, own_columns, dtype=torch.bool, device=device).tril()
+        parts = prefix[:, None].expand(rows, own_columns, -1), own.expand(rows, -1, -1)
+        return torch.cat(parts, 2)[:, None]
 
     @cached_property
     def runs(self) -> Runs:
@@ -125,8 +126,7 @@ def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple, shard
     columns = torch.arange(prefixes.shape[1], device=device)
     own_columns = torch.arange(own.shape[1], device=device)
     begins = prefix_lengths[prefix_of][:, None]
-    real_prefix = columns < prefix_lengths[:, None]
-    real = torch.cat([real_prefix.flatten(), (own_columns < own_lengths[:, None]).flatten()])
+    real = torch.cat([(columns < prefix_lengths[:, None]).flatten(), (own_columns < own_lengths[:, None]).flatten()])
     positions = torch.cat([columns.expand(prefixes.shape).flatten(), (begins + own_columns).flatten()])
     slots = (real.cumsum(0) - 1).clamp(min=0)
     places = real.nonzero()[:, 0]
@@ -141,7 +141,6 @@ def _pack(prefixes, prefix_lengths, prefix_of, own, own_lengths, multiple, shard
         prefix_shape=tuple(prefixes.shape),
         own_shape=tuple(own.shape),
         prefix_lengths=prefix_lengths,
-        real_prefix=real_prefix,
         own_lengths=own_lengths,
         prefix_of=prefix_of,
         shards=shards,
