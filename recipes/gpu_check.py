@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """What a CUDA device makes of this code: the layout and log-prob tests, and 20 steps of both phases in bf16, and in FP8
-where Transformer Engine is installed. Figures go into a JSON file, with device and versions.
+where Transformer Engine is installed and the device multiplies it. Figures go into a JSON file, with device and versions.
 
 Never run on a GPU so far: none was at hand. Needs: the NeMo container (containers/) and one GPU or more; with one, the
 layouts of several processes are left out, since NCCL takes a GPU a process. Expect: every test passed, drift/max of
@@ -8,7 +8,6 @@ bf16 far under run.drift_warn. Command: python recipes/gpu_check.py docs/runs/gp
 """
 
 import importlib.metadata
-import importlib.util
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from swirl_nemo.kernels import FP8
 from swirl_nemo.quickstart import prepare
 from swirl_nemo.records import read_lines, write_json
 from swirl_nemo.roles import ROLES
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
 def main(out: Path) -> None:
     if not torch.cuda.is_available():
         sys.exit("gpu_check: no CUDA device here: run it where there is one, inside the NeMo container")
-    precisions = ["bf16"] + ["fp8_hybrid"] * (importlib.util.find_spec("transformer_engine") is not None)
+    precisions = ["bf16"] + ["fp8_hybrid"] * (FP8.lack() is None)
     result = {"device": torch.cuda.get_device_name(), "devices": torch.cuda.device_count(), "versions": versions()}
     result |= {"tests": tests(), "train": {precision: train(precision) for precision in precisions}}
     write_json(out, result)
