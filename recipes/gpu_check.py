@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """What a CUDA device makes of this code: the layout and log-prob tests, and 20 steps of both phases in bf16, and in FP8
-where Transformer Engine is installed and the device multiplies it. Figures go into a JSON file, with device and versions.
+where Transformer Engine and the device have it. Figures go into a JSON file, with device and versions.
 
 Never run on a GPU so far: none was at hand. Needs: the NeMo container (containers/) and one GPU or more; with one, the
 layouts of several processes are left out, since NCCL takes a GPU a process. Expect: every test passed, drift/max of
