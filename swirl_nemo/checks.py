@@ -265,13 +265,17 @@ def _check_kernels(cfg: SwirlConfig) -> None:
         )
 
 
-def check_machine(cfg: SwirlConfig) -> None:
-    """Raises ValueError, one line, where this machine, or any, lacks what training asks for; a plan may ask for it."""
+def check_training(cfg: SwirlConfig) -> None:
+    """Raises ValueError, one line, for what can be planned, and trained on no machine yet."""
     if cfg.precision.fp8_params:
         raise ValueError(
             "precision.fp8_params=true: Megatron Core 0.11's optimizer casts such weights by a function that "
             "Transformer Engine 2 no longer has: give false"
         )
+
+
+def check_machine(cfg: SwirlConfig) -> None:
+    """Raises ValueError, one line, where this machine lacks what the configuration asks for."""
     if line := lack(cfg):
         raise ValueError(line)
 

@@ -13,13 +13,14 @@ from rich.table import Table
 
 from .alternation import Stage, phase_of, stages
 from .checks import check, check_architecture
-from .config import ArchitectureConfig, Attention, Fp8, KernelsConfig, Layers, Norms, SwirlConfig
+from .config import ArchitectureConfig, Fp8, SwirlConfig
 from .data.transitions import TransitionFile
 from .planning import report
 from .planning.architecture import Layout, architecture, parameters
 from .planning.architecture import stages as pipeline_stages
 from .planning.plan import make_plan
 from .planning.work import Lengths
+from .settings import compose
 
 
 def dry_run(cfg: SwirlConfig) -> None:
@@ -57,7 +58,7 @@ def rank_zero_parameters(cfg: SwirlConfig, a: ArchitectureConfig) -> tuple[int, 
             folder = Path(place)
             write_stand_in(a, folder)
         # Transformer Engine and Apex need a GPU; layers have the same weights without them
-        local = KernelsConfig(Layers.local, Attention.torch, Norms.torch, gradient_accumulation_fusion=False)
+        local = compose(["kernels=local"]).kernels
         plain = replace(cfg, precision=replace(cfg.precision, fp8=Fp8.none), kernels=local)
         with rank_zero(cfg.cluster.nodes, cfg.cluster.devices):
             from .actor.build import build_actor

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from .checks import check, check_files, check_machine
+from .checks import check, check_files, check_machine, check_training
 from .config import SwirlConfig
 
 
@@ -76,6 +76,7 @@ def load(overrides: list[str]) -> SwirlConfig:
             f"process(es) were started, not {world_size}: leave both unset, or start {world_size} with torchrun or srun"
         )
     check(cfg, world_size)
+    check_training(cfg)
     check_machine(cfg)
     check_files(cfg)
     return cfg

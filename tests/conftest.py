@@ -3,6 +3,7 @@
 The fixtures are the Megatron processes that several files look at.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -18,7 +19,10 @@ TOGETHER = ("test_layouts", "test_loop", "test_memory", "test_resume", "test_rol
 
 
 class Files(LoadScopeScheduling):
-    """Of two workers, one runs a whole file; what a session makes once is made by one of them."""
+    """Of two workers, one runs a whole file; what a session makes once is made by one of them.
+
+    pytest-xdist 3.8 has marks for that, but writes groups into ids that pytest 9.2 does not read.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file = Path(nodeid.partition("::")[0]).stem
@@ -32,6 +36,16 @@ def pytest_xdist_make_scheduler(config, log) -> Files:
 def pytest_collection_modifyitems(items) -> None:
     """What takes longest begins first."""
     items.sort(key=lambda item: item.get_closest_marker("megatron") is None)
+
+
+@pytest.fixture(scope="module")
+def recipe(request):
+    """The file of recipes/ that a file of tests is named after, as a module."""
+    name = request.path.stem.removeprefix("test_")
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -165,6 +165,11 @@ def test_kernels_are_asked_for_where_the_nodes_are_as_this_machine(monkeypatch, 
         submit(wanted)
 
 
+def test_what_no_machine_can_train_is_refused_before_the_queue():
+    with pytest.raises(ValueError, match="^precision.fp8_params=true: "):
+        submit(["experiment=quickstart", "cluster=gpu", "precision=fp8_hybrid", "precision.fp8_params=true"])
+
+
 def test_bad_seeds_are_one_line():
     with pytest.raises(ValueError, match="--seeds 1..3: no list of seeds"):
         script(*TWO_NODES, seeds="1..3")
@@ -209,6 +214,24 @@ def test_an_attempt_whose_node_died_is_closed_by_the_next_and_counts(tmp_path):
         assert attempts.begin(run, 3, "12", "n1") == attempts.GO_ON
     assert attempts.begin(run, 3, "12", "n1") == attempts.STOP
     assert [event["outcome"] for event in attempts.read(run) if event["event"] == "ended"] == ["killed"] * 3
+
+
+@pytest.mark.parametrize("file", [attempts.FILE, "metrics.jsonl"])
+def test_a_damaged_record_is_one_line_and_the_last_attempt(tmp_path, monkeypatch, capsys, file):
+    """A line that was cut at the end is none: its writer died."""
+    monkeypatch.setattr(os, "environ", {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "n1"})
+    run = tmp_path / "run"
+    step(run, 4)
+    assert attempts.main(["begin", str(run), "--limit", "3"]) == attempts.GO_ON
+    with (run / file).open("a") as damaged:
+        damaged.write('{"cut')
+    ended = ["end", str(run), "--limit", "3", "--during", "train", "--code", "1"]
+    assert attempts.main(ended) == attempts.REQUEUE and "at iteration 1 fwm step 4" in capsys.readouterr().out
+    with (run / file).open("a") as damaged:
+        damaged.write("\n{}\n")
+    assert attempts.main(ended) == attempts.STOP
+    said = capsys.readouterr().err
+    assert f"{file}:" in said and "not a line of JSON" in said and said.count("\n") == 1
 
 
 def test_a_mistake_of_the_user_and_a_bad_node_are_not_tried_again(tmp_path):

@@ -3,23 +3,14 @@
 Not shown: the figures of docs/precision.md themselves. Scoring takes the pretrained model and an hour.
 """
 
-import importlib.util
-
 import pytest
 import torch
 from scipy.stats import kendalltau
 from workers.layouts import TESTS
 
 from swirl_nemo.checks import check
+from swirl_nemo.config import ScoringPrecision
 from swirl_nemo.settings import compose
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("fp8_rewards", TESTS.parent / "recipes" / "fp8_rewards.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,9 +24,24 @@ def phase(recipe):
     return phase
 
 
-def test_every_variant_is_a_setting_that_training_takes(recipe):
+def test_variants_are_what_their_names_say_and_training_takes_them(recipe):
+    found = {}
     for variant in recipe.VARIANTS:
-        check(compose(recipe.settings(TESTS, variant)), world_size=1)
+        cfg = compose(recipe.settings(TESTS, variant))
+        check(cfg, world_size=1)
+        p = cfg.precision
+        assert p.scoring is ScoringPrecision.training and p.emulate is variant.startswith("fp8")
+        found[variant] = (p.dtype.name, p.fp8.name, p.fp8_edge_layers, p.fp8_amax_compute_algo.name)
+    fp8 = ("fp32", "hybrid", 1, "max")
+    assert found == {
+        "float32": ("fp32", "none", 0, "max"),
+        "bf16": ("bf16", "none", 0, "max"),
+        "fp8": fp8,
+        "fp8, edge layers too": ("fp32", "hybrid", 0, "max"),
+        "fp8, most recent amax": ("fp32", "hybrid", 1, "most_recent"),
+        "fp8, scale 1": fp8,
+        "fp8 on bf16": ("bf16", "hybrid", 1, "max"),
+    }
 
 
 def test_kendalls_tau_is_scipys(recipe):

@@ -3,7 +3,6 @@
 Not shown: the rest of it. No GPU has run it.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,14 +15,6 @@ from swirl_nemo.config import Dtype, Fp8
 from swirl_nemo.settings import compose
 
 RECIPE = TESTS.parent / "recipes" / "gpu_check.py"
-
-
-@pytest.fixture(scope="module")
-def recipe():
-    spec = importlib.util.spec_from_file_location("gpu_check", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(("precision", "fp8"), [("bf16", Fp8.none), ("fp8_hybrid", Fp8.hybrid)])

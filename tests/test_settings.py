@@ -7,7 +7,7 @@ import torch
 from omegaconf import OmegaConf
 
 from swirl_nemo import kernels
-from swirl_nemo.checks import check, check_files, check_machine
+from swirl_nemo.checks import check, check_files, check_machine, check_training
 from swirl_nemo.config import Aggregation, Attention, Kl, Layers, RoleName, SamplingConfig, SwirlConfig, Weights
 from swirl_nemo.settings import compose, launched, load, shipped
 from swirl_nemo.worlds.config import CollectConfig
@@ -309,7 +309,7 @@ def test_weights_in_fp8_alone_can_be_planned_and_not_trained(default):
     fp8 = changed(compose(["precision=fp8_hybrid"]), "precision.fp8_params=true")
     check(fp8, 1)
     with pytest.raises(ValueError, match="^precision.fp8_params=true: Megatron Core 0.11's optimizer .*: give false"):
-        check_machine(fp8)
+        check_training(fp8)
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--code", type=int, help="and its exit code")
     asked = parser.parse_args(arguments)
     job = job_id(os.environ)
-    if asked.what == "begin":
-        return begin(asked.run, asked.limit, job, os.environ["SLURM_JOB_NODELIST"])
-    return end(asked.run, asked.limit, job, asked.during, asked.code)
+    try:
+        if asked.what == "begin":
+            return begin(asked.run, asked.limit, job, os.environ["SLURM_JOB_NODELIST"])
+        return end(asked.run, asked.limit, job, asked.during, asked.code)
+    except ValueError as error:  # a damaged line of the run's records
+        return _say(asked.run, str(error), STOP)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 
-from ..checks import check, check_files, check_machine
+from ..checks import check, check_files, check_machine, check_training
 from ..config import ClusterConfig, ContainerConfig, Runtime, SlurmConfig, SwirlConfig
 from ..kernels import sees_gpu
 from ..runs import check_settings
@@ -36,6 +36,7 @@ def submit(overrides: list[str], *, seeds: str | None = None, dry_run: bool = Fa
     script = render(cfg, overrides, seeds)
     if dry_run:
         return script.splitlines()
+    check_training(cfg)
     if cfg.cluster.slurm.container.runtime is Runtime.none and sees_gpu():
         check_machine(cfg)  # else this machine is not as the nodes are: a job's own `swirl train` says so
     check_files(cfg)
