@@ -47,6 +47,13 @@ def test_the_check_takes_the_generation_that_the_image_is_of(image):
     assert "nemo-toolkit 2.2.0rc3, nemo-aligner 0.7.0, megatron-core 0.11.0+f8b2" in done.stdout
 
 
+def test_a_cpu_wants_the_release_of_the_tests_and_an_image_its_generation(monkeypatch):
+    (megatron,) = (package for package in versions.STACK if package.name == "megatron-core")
+    for release, on_cpu in (("0.11.0", None), ("0.11.1", "megatron-core 0.11.1 is installed, not 0.11.0")):
+        monkeypatch.setattr(versions, "installed", lambda name, release=release: release)
+        assert (versions.fault(megatron, gpu=False), versions.fault(megatron, gpu=True)) == (on_cpu, None)
+
+
 @pytest.mark.parametrize(
     "name, version, said",
     [

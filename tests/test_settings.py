@@ -304,6 +304,14 @@ def test_kernels_that_are_not_here_are_refused(monkeypatch, default, setting, ke
     check_machine(wanted)
 
 
+@pytest.mark.parametrize("params", [False, True])
+def test_training_asks_for_both(params):
+    """For what no machine can train first, then for what this one lacks."""
+    told = "precision.fp8_params=true: " if params else "precision.fp8=hybrid: transformer_engine is not installed"
+    with pytest.raises(ValueError, match=f"^{told}"):
+        load(["precision=fp8_hybrid", f"precision.fp8_params={params}"])
+
+
 def test_weights_in_fp8_alone_can_be_planned_and_not_trained(default):
     """Whatever the machine has."""
     fp8 = changed(compose(["precision=fp8_hybrid"]), "precision.fp8_params=true")
