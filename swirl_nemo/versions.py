@@ -51,8 +51,8 @@ def fault(package: Package, *, gpu: bool) -> str | None:
         return None
     if found is None:
         return f"{package.name} is not installed, {wanted} is needed"
-    has, wants = Version(found).release, Version(wanted).release
-    if (has[: len(wants)] if gpu else has) != wants:  # an image has its own patch releases
+    begins = Version(wanted).release
+    if Version(found).release[: len(begins)] != begins:
         return f"{package.name} {found} is installed, not {wanted}"
     return None
 
