@@ -104,6 +104,7 @@ def test_a_build_says_which_commit_it_is_of(tmp_path):
 
 def test_env_json_has_all_that_decides_the_metrics(tmp_path, monkeypatch):
     """The same twice, whatever the run is called; each thing that decides changes its own field."""
+    monkeypatch.chdir(tmp_path)  # away from what `make quickstart` has left
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text("{}\n")
     keys = ["run.name=one", f"run.root={tmp_path / 'a'}", f"data.labelled={labelled}", "run.seed=7"]
