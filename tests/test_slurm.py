@@ -164,7 +164,8 @@ def test_an_array_trains_a_run_a_seed(cluster):
 def test_a_run_that_fails_three_times_at_the_same_step_is_not_requeued_any_more(cluster):
     """Its process is killed, as by a kernel without memory, whenever it is there."""
     kill = "pkill -KILL -f '^[^ ]*python -m swirl_nemo train .*run.name=stuck'"
-    job = cluster.submit("stuck", f'cluster.slurm.setup=["while kill -0 $$ 2>/dev/null && sleep 0.2; do {kill}; done &"]')
+    loop = f"while kill -0 $$ 2>/dev/null && sleep 0.2; do {kill}; done &"
+    job = cluster.submit("stuck", f'cluster.slurm.setup=["{loop}"]')
     cluster.ended(job)
     told = [(end["outcome"], end["code"], end["at"]) for end in cluster.ends("stuck")]
     assert told == [("failed", 137, "the start")] * 3
