@@ -53,11 +53,11 @@ def collect(
     ] = (),
 ) -> None:
     """Collect transitions of a world into data/WORLD."""
-    from . import worlds
-    from .worlds.config import CollectConfig
+    from .collection import CollectConfig
+    from .collection import collect as run
 
     cfg = compose(list(overrides), "collect", CollectConfig)
-    counts = worlds.collect(cfg)
+    counts = run(cfg)
     typer.echo(f"{cfg.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
 
 

@@ -30,10 +30,9 @@ def run(overrides: list[str]) -> None:
 def prepare(tokenizer: Path, model: Path) -> None:
     """Data and starting model, where they are not there yet."""
     if not tokenizer.exists():
-        from . import worlds
-        from .worlds.config import CollectConfig
+        from .collection import CollectConfig, collect
 
-        worlds.collect(compose(["world=household"], "collect", CollectConfig))
+        collect(compose(["world=household"], "collect", CollectConfig))
     if not model.exists():
         from .checkpoint.huggingface import import_hf
         from .checkpoint.random_init import random_llama

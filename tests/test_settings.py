@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 from swirl_nemo import kernels
 from swirl_nemo.checks import check, check_files, check_machine, check_training
+from swirl_nemo.collection import CollectConfig
 from swirl_nemo.config import Aggregation, Attention, Kl, Layers, RoleName, SamplingConfig, SwirlConfig, Weights
 from swirl_nemo.settings import compose, launched, load, shipped
-from swirl_nemo.worlds.config import CollectConfig
 
 GROUPS = ("data", "model", "phase", "parallel", "precision", "kernels", "cluster", "experiment")
 SHIPPED = [f"{group}={file.stem}" for group in GROUPS for file in sorted((shipped("conf") / group).glob("*.yaml"))]

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from swirl_nemo.checkpoint.huggingface import import_hf
 from swirl_nemo.checkpoint.random_init import random_llama
+from swirl_nemo.collection.tokenizers import MARKS, word_tokenizer
 from swirl_nemo.config import SwirlConfig
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.roles import FWM, IDM, Role
 from swirl_nemo.settings import compose
-from swirl_nemo.worlds.word_tokenizer import MARKS, word_tokenizer
 
 STATES, ACTIONS = ("s0", "s1", "s2"), MARKS
 WORDS = (*STATES, *ACTIONS)  # all that the IDM can emit: one token, without the end token

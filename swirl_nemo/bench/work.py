@@ -27,7 +27,7 @@ def models(cfg: BenchConfig, work: Path) -> tuple[Path, Path]:
             raise ValueError(f"model={cfg.model}: no such folder: give tiny or a Hugging Face model folder")
         return Path(cfg.model), Path(cfg.model)
     from ..checkpoint.random_init import random_llama
-    from ..worlds.word_tokenizer import word_tokenizer
+    from ..collection.tokenizers import word_tokenizer
 
     word_tokenizer(f"w{number}" for number in range(_TINY_WORDS)).save_pretrained(work / "tokenizer")
     for seed, name in enumerate(("fwm_hf", "idm_hf")):

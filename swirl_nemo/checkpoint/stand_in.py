@@ -5,8 +5,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from ..collection.tokenizers import word_tokenizer
 from ..config import ArchitectureConfig
-from ..worlds.word_tokenizer import word_tokenizer
 from .families.decoder import SETTLED
 from .huggingface import MODEL_CONFIG, TOKENIZER, TOKENS
 

@@ -36,7 +36,7 @@ def evaluate(session: Session, path: str) -> tuple[dict[str, float], list[dict]]
     for start in range(mine.start, mine.stop, size):
         predictions += _predict(session, rows[start : min(start + size, mine.stop)])
     predictions = session.gather(predictions)
-    world = worlds.load(session.cfg.data.world)
+    world = worlds.find(session.cfg.data.world)
     return _figures(predictions, world), _samples(session, predictions[: session.cfg.eval.samples], world)
 
 

@@ -1,7 +1,19 @@
-"""Where transitions come from."""
+"""Where transitions come from: a file a world."""
 
-from .base import Step, World
-from .collection import collect
-from .registry import load
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = ["Step", "World", "collect", "load"]
+from .base import Step, World, WorldConfig
+
+__all__ = ["Step", "World", "WorldConfig", "find"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def find(name: str) -> type[World]:
+    """The world of that name. Raises ValueError, one line, for a name that no world has."""
+    known = {world.name: world for world in World.__subclasses__()}
+    if name not in known:
+        raise ValueError(f"world.name={name}: there is no such world: choose one of {', '.join(sorted(known))}")
+    return known[name]

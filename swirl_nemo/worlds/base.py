@@ -1,13 +1,12 @@
 """What a world is: the source of transitions, and the judge of actions where it can compute them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from .config import WorldConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
 
 
 class Step(NamedTuple):
@@ -18,42 +17,120 @@ class Step(NamedTuple):
     y: str
 
 
-class World(Protocol):
-    """A deterministic world with text states and text actions. A state's type is the world's own business.
+@dataclass
+class SplitConfig:
+    """Rows of each split; one of 0 rows is not written. None of it changes the episodes that are played."""
 
-    `combinations` lists the object-action combinations that a split can hold out; it is empty where they cannot be
-    listed beforehand.
+    labelled: int = MISSING
+    unlabelled: int = MISSING
+    validation: int = MISSING
+    test: int = MISSING
+    test_combinations: int = MISSING
+    test_tasks: int = MISSING
+    held_out_combinations: int = MISSING  # combinations that no labelled row makes use of
+    held_out_tasks: int = MISSING  # tasks that only test_tasks has
+    unseen_states: bool = MISSING  # no state stands in two splits; otherwise no pair of state and next state does
+    max_episodes: int = MISSING  # too few is an error, not a smaller split
+
+
+@dataclass
+class WorldConfig(SplitConfig):
+    """What every world needs to be played. A world's own keys are a subclass of this, in its own file."""
+
+    name: str = MISSING
+    episode_steps: int = MISSING
+    episode_seconds: float = MISSING  # a simulator that takes longer hangs: it is killed and replaced
+    gold: float = MISSING  # share of episodes that follow the gold policy; the others act at random
+
+
+Config = TypeVar("Config", bound=WorldConfig)
+
+
+class World(Generic[Config]):
+    """A world with text states and text actions; a subclass in a file of this package is found by its `name`.
+
+    A subclass writes `reset`, `legal_actions`, `step` and `render`; the rest has defaults. A state's type is the
+    world's own business. Facts of a rendered state stand one a line, unless the world's data configuration says
+    otherwise. Everything random comes from the generator that is handed in: an episode is fixed by its task and
+    generator, whatever was played before it in the same process.
     """
 
-    name: str
-    combinations: Sequence[str]
+    name: ClassVar[str]
+    settings: ClassVar[type[WorldConfig]] = WorldConfig
+    packages: ClassVar[tuple[str, ...]] = ()  # distributions whose version and licence a collection records
+    combinations: ClassVar[
+        Sequence[str]
+    ] = ()  # of state and action, that a split can hold out, where they can be listed
 
-    def reset(self, rng: Random) -> Any:
-        """A first state, drawn from `rng` alone."""
+    def __init_subclass__(cls) -> None:
+        ConfigStore.instance().store(group="world", name=f"{cls.name}_schema", node=cls.settings)
+
+    def __init__(self, config: Config):
+        """Starts nothing: a simulator starts when it is first used."""
+        self.config = config
+
+    def check(self) -> None:
+        """Raises ValueError, one line, for settings that the world cannot meet or a simulator that is not there."""
+
+    def tasks(self) -> Sequence[str]:
+        """What an episode can be about, such as a page, a layout or a variation; a split can hold some out."""
+        return [self.name]
+
+    def reset(self, task: str, rng: Random) -> Any:
+        """A first state of the task."""
+        raise NotImplementedError
 
     def legal_actions(self, state: Any) -> list[str]:
-        """Every action that `step` takes in this state."""
+        """Every action that `step` takes in this state; [] where the episode is over."""
+        raise NotImplementedError
 
     def step(self, state: Any, action: str) -> Any:
-        """The next state; `state` itself is left as it is. Raises ValueError for an action that is not legal here."""
+        """The next state. Raises ValueError for an action that is not legal here.
+
+        A world that can be copied leaves `state` as it is; a simulator stands at one state at a time, and asserts that
+        it is asked about that one.
+        """
+        raise NotImplementedError
 
     def render(self, state: Any) -> str:
         """The state as the models read it."""
+        raise NotImplementedError
 
-    def actions_between(self, x: str, y: str) -> list[str] | None:
+    def sample_action(self, state: Any, rng: Random) -> str | None:
+        """What the behaviour policy does here when it acts at random; None where the episode is over."""
+        actions = self.legal_actions(state)
+        return rng.choice(actions) if actions else None
+
+    def gold_action(self, state: Any) -> str | None:
+        """What the gold policy does here; None where the episode is over or the world has no such policy."""
+        return None
+
+    def episode(self, task: str, rng: Random) -> Iterator[Step]:
+        """One episode under the behaviour policy: gold in a share `gold` of episodes, random in the others."""
+        gold = rng.random() < self.config.gold
+        state = self.reset(task, rng)
+        for _ in range(self.config.episode_steps):
+            action = self.gold_action(state) if gold else self.sample_action(state, rng)
+            if action is None:
+                return
+            x = self.render(state)
+            state = self.step(state, action)
+            yield Step(x, action, self.render(state))
+
+    @classmethod
+    def actions_between(cls, x: str, y: str) -> list[str] | None:
         """Every action that leads from x to y; [] for malformed text; None where the world cannot compute them."""
+        return None
 
-    def combinations_in(self, action: str) -> set[str]:
-        """Which of `combinations` the action makes use of."""
+    @classmethod
+    def combinations_in(cls, step: Step) -> set[str]:
+        """Which of `combinations` the step makes use of."""
+        return set()
 
-    def check(self, config: WorldConfig) -> None:
-        """Raises ValueError, one line, for settings of its own that the world cannot meet."""
-
-    def episode(self, config: WorldConfig, rng: Random) -> Iterator[Step]:
-        """One episode under the behaviour policy that `config` describes."""
-
-    def tokenizer(self) -> "PreTrainedTokenizerFast | None":
-        """The world's own word-level tokenizer; None where the model brings one."""
+    @classmethod
+    def words(cls) -> Sequence[str] | None:
+        """Every word of a closed vocabulary: tokens are words then. None: a byte-level BPE is trained on the rows."""
+        return None
 
     def close(self) -> None:
         """Ends what the world started, such as a simulator's process."""

@@ -12,11 +12,13 @@ actions lead from x to y. The behaviour policy names the commands in the order o
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import permutations
 from random import Random
 
-from .base import Step
-from .config import HouseholdConfig
+from omegaconf import MISSING
+
+from .base import Step, World, WorldConfig
 
 SEPARATOR = " . "
 HANDS = 2
@@ -129,11 +131,17 @@ def _further(state: State, commands: list[Command]) -> list[Command]:
     ]
 
 
-class Household:
+@dataclass
+class HouseholdConfig(WorldConfig):
+    changes: list[float] = MISSING  # probability of an action of one, two, three commands
+
+
+class Household(World[HouseholdConfig]):
     name = "household"
+    settings = HouseholdConfig
     combinations = tuple(f"{thing} {place}" for thing in OBJECTS for place in PLACES)
 
-    def reset(self, rng: Random) -> State:
+    def reset(self, task: str, rng: Random) -> State:
         state = {subject: rng.choice(values) for subject, values in VALUES.items()}
         for thing in [thing for thing in OBJECTS if state[thing] == "hand"][HANDS:]:
             state[thing] = rng.choice(list(PLACES))
@@ -156,7 +164,8 @@ class Household:
     def render(self, state: State) -> str:
         return SEPARATOR.join(f"{subject} {value}" for subject, value in state.items())
 
-    def actions_between(self, x: str, y: str) -> list[str]:
+    @classmethod
+    def actions_between(cls, x: str, y: str) -> list[str]:
         before, after = parse_state(x), parse_state(y)
         if before is None or after is None:
             return []
@@ -165,22 +174,24 @@ class Household:
             return []
         return [action_text(order) for order in permutations(commands)]
 
-    def combinations_in(self, action: str) -> set[str]:
-        commands = parse_action(action) or []
-        return {f"{subject} {value}" for subject, value in commands} & set(self.combinations)
+    @classmethod
+    def combinations_in(cls, step: Step) -> set[str]:
+        commands = parse_action(step.z) or []
+        return {f"{subject} {value}" for subject, value in commands} & set(cls.combinations)
 
-    def check(self, config: HouseholdConfig) -> None:
-        if len(config.changes) != MAX_COMMANDS or min(config.changes) < 0 or not sum(config.changes):
+    def check(self) -> None:
+        changes = list(self.config.changes)
+        if len(changes) != MAX_COMMANDS or min(changes) < 0 or not sum(changes):
             raise ValueError(
-                f"world.changes={list(config.changes)}: give {MAX_COMMANDS} weights, none negative, not all zero: "
+                f"world.changes={changes}: give {MAX_COMMANDS} weights, none negative, not all zero: "
                 "how often an action has one command, two, three"
             )
 
-    def episode(self, config: HouseholdConfig, rng: Random) -> Iterator[Step]:
+    def episode(self, task: str, rng: Random) -> Iterator[Step]:
         """Facts are drawn before values, so that the many places do not crowd out doors and switches."""
-        state = self.reset(rng)
-        for _ in range(config.episode_steps):
-            size = rng.choices(range(1, MAX_COMMANDS + 1), weights=config.changes)[0]
+        state = self.reset(task, rng)
+        for _ in range(self.config.episode_steps):
+            size = rng.choices(range(1, MAX_COMMANDS + 1), weights=self.config.changes)[0]
             commands: list[Command] = []
             while len(commands) < size and (candidates := _further(state, commands)):
                 subject = rng.choice(sorted({subject for subject, _ in candidates}))
@@ -189,11 +200,7 @@ class Household:
             yield Step(self.render(state), action_text(_in_order_of_facts(commands)), self.render(after))
             state = after
 
-    def tokenizer(self):
-        from .word_tokenizer import word_tokenizer  # transformers takes seconds to import, and only collecting needs it
-
+    @classmethod
+    def words(cls) -> list[str]:
         texts = [*COMMANDS, *VALUES, *(value for values in VALUES.values() for value in values), SEPARATOR, "and"]
-        return word_tokenizer(dict.fromkeys(word for text in texts for word in text.split()))
-
-    def close(self) -> None:
-        """Nothing was started."""
+        return list(dict.fromkeys(word for text in texts for word in text.split()))

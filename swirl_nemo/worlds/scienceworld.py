@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
 
-from .base import Step
-from .config import ScienceWorldConfig
+from omegaconf import MISSING
+
+from .base import Step, World, WorldConfig
 
 if TYPE_CHECKING:
     from scienceworld import ScienceWorldEnv
@@ -78,27 +79,42 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower())) - FUNCTION_WORDS
 
 
-class ScienceWorld:
-    name = "scienceworld"
-    combinations = ()
+@dataclass
+class ScienceWorldConfig(WorldConfig):
+    tasks: list[str] = MISSING
+    variations: int = MISSING  # of each task, from its first
+    simplifications: list[str] = MISSING  # of the simulator, such as openDoors
+    context_facts: int = MISSING  # of a room, shown beside those that the action names or changes
+    max_words: int = MISSING  # steps whose state is longer are left out
 
-    def __init__(self):
+
+class ScienceWorld(World[ScienceWorldConfig]):
+    name = "scienceworld"
+    settings = ScienceWorldConfig
+    packages = ("scienceworld",)
+
+    def __init__(self, config: ScienceWorldConfig):
+        super().__init__(config)
         self._running: ScienceWorldEnv | None = None
         self._now: State | None = None
 
-    def reset(self, rng: Random) -> State:
-        """The first state of a random task and variation."""
+    def tasks(self) -> list[str]:
+        """Tasks with their variation, such as "boil 3"."""
         env = self._env()
-        task = rng.choice(env.get_task_names())
-        return self.start(task, rng.randrange(env.get_max_variations(task)), [], False, rng.getrandbits(31))
+        most = {task: min(self.config.variations, env.get_max_variations(task)) for task in self.config.tasks}
+        return [f"{task} {variation}" for task, count in most.items() for variation in range(count)]
 
-    def start(self, task: str, variation: int, simplifications: list[str], gold: bool, seed: int) -> State:
-        """The first state of a variation of a task. `gold`: also have its gold path worked out, which takes seconds."""
+    def reset(self, task: str, rng: Random) -> State:
+        return self.start(task, False, rng.getrandbits(31))
+
+    def start(self, task: str, gold: bool, seed: int) -> State:
+        """The first state of a task's variation. `gold`: also have its gold path worked out, which takes seconds."""
         env = self._env()
+        name, variation = task.split()
         # The simulator draws from Scala's global generator, which nothing else seeds.
         generator = getattr(getattr(env._gateway.jvm.scala.util, "Random$"), "MODULE$")
         generator.setSeed(seed)
-        env.load(task, variation, ",".join(simplifications), generateGoldPath=gold)
+        env.load(name, int(variation), ",".join(self.config.simplifications), generateGoldPath=gold)
         generator.setSeed(seed)
         env.server.reset()
         return self._observe()
@@ -119,14 +135,8 @@ class ScienceWorld:
     def render(self, state: State) -> str:
         return _text(state.room, [*state.things, *state.carried])
 
-    def actions_between(self, x: str, y: str) -> None:
-        """The simulator cannot be asked."""
-        return None
-
-    def combinations_in(self, action: str) -> set[str]:
-        return set()
-
-    def check(self, config: ScienceWorldConfig) -> None:
+    def check(self) -> None:
+        config = self.config
         env = self._env()
         known = {"tasks": env.get_task_names(), "simplifications": ["easy", *env.get_possible_simplifications()]}
         for key, names in known.items():
@@ -135,25 +145,19 @@ class ScienceWorld:
         if not config.tasks or config.variations < 1:
             raise ValueError("world.tasks, world.variations: there is nothing to play: give a task and a variation")
 
-    def episode(self, config: ScienceWorldConfig, rng: Random) -> Iterator[Step]:
-        env = self._env()
-        task = rng.choice(config.tasks)
-        variation = rng.randrange(min(config.variations, env.get_max_variations(task)))
+    def episode(self, task: str, rng: Random) -> Iterator[Step]:
+        config = self.config
         gold = rng.random() < config.gold
-        state = self.start(task, variation, config.simplifications, gold, rng.getrandbits(31))
-        path = env.get_gold_action_sequence() if gold else [None] * config.episode_steps
+        state = self.start(task, gold, rng.getrandbits(31))
+        path = self._env().get_gold_action_sequence() if gold else [None] * config.episode_steps
         for planned in path[: config.episode_steps]:
-            action = planned or self._random_action(state, rng)
+            action = planned or self.sample_action(state, rng)
             _, after = self._send(action)  # gold paths hold actions that fail: they change nothing
             step = trim(state, action, after, config.context_facts, rng)
             # A number answers the simulator's question which of several things was meant; it is no action by itself.
             if not action.isdigit() and max(len(step.x.split()), len(step.y.split())) <= config.max_words:
                 yield step
             state = after
-
-    def tokenizer(self) -> None:
-        """The pretrained model brings one."""
-        return None
 
     def close(self) -> None:
         if self._running is not None:
@@ -162,7 +166,7 @@ class ScienceWorld:
             process.wait(timeout=30)
             self._running = self._now = None
 
-    def _random_action(self, state: State, rng: Random) -> str:
+    def sample_action(self, state: State, rng: Random) -> str:
         """Verbs are drawn first: most of what can be done is pouring one thing into another."""
         actions = self.legal_actions(state)
         verb = rng.choice(sorted({action.split()[0] for action in actions}))

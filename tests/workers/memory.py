@@ -168,7 +168,7 @@ def make_model(shape: Shape, folder: Path) -> None:
     """A random Llama, imported as folder/fwm and folder/idm."""
     from swirl_nemo.checkpoint.huggingface import import_hf
     from swirl_nemo.checkpoint.random_init import random_llama
-    from swirl_nemo.worlds.word_tokenizer import word_tokenizer
+    from swirl_nemo.collection.tokenizers import word_tokenizer
 
     word_tokenizer(f"w{number}" for number in range(shape.words)).save_pretrained(folder / "tokenizer")
     sizes = {key: value for key, value in vars(shape).items() if key != "words"}

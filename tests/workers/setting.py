@@ -15,14 +15,13 @@ def make(work: Path, shape: dict[str, int] = SHAPE) -> None:
     """Household transitions in work/data; each model as work/{name}_hf and, imported, work/{name}."""
     from safetensors.torch import load_file, save_file
 
-    from swirl_nemo import worlds
     from swirl_nemo.checkpoint.huggingface import import_hf
     from swirl_nemo.checkpoint.random_init import random_llama
+    from swirl_nemo.collection import CollectConfig, collect
     from swirl_nemo.settings import compose
-    from swirl_nemo.worlds.config import CollectConfig
 
     counts = [f"world.{split}={count}" for split, count in ROWS.items()]
-    worlds.collect(compose(["world=household", f"out={work / 'data'}", *counts], "collect", CollectConfig))
+    collect(compose(["world=household", f"out={work / 'data'}", *counts], "collect", CollectConfig))
     for seed, name in enumerate(MODELS):
         folder = work / f"{name}_hf"
         random_llama(folder, work / "data" / "tokenizer", **shape, tied=name == "tied", seed=seed)
