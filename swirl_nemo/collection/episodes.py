@@ -1,4 +1,4 @@
-"""A world's episodes in a fixed order, whatever order they were played in; kept in a file, so that a collection goes on."""
+"""A world's episodes in a fixed order, however they were played; kept in a file, so that a collection goes on."""
 
 import hashlib
 import json
@@ -29,10 +29,8 @@ class Episodes:
 
     def stream(self, tasks: Sequence[str], suffix: str = "") -> Iterator[tuple[Job, list[Step]]]:
         """Up to `world.max_episodes` episodes on `tasks`, in order; one that failed is left out."""
-        jobs = (
-            self._job(f"{self._cfg.world.name}-{index:05d}{suffix}", tasks)
-            for index in range(self._cfg.world.max_episodes)
-        )
+        world = self._cfg.world
+        jobs = (self._job(f"{world.name}-{index:05d}{suffix}", tasks) for index in range(world.max_episodes))
         coming: deque[Job] = deque()
         while coming.extend(islice(jobs, 1 + AHEAD * self._cfg.processes - len(coming))) or coming:
             for ahead in coming:
@@ -60,7 +58,7 @@ class Episodes:
         return self._pool
 
     def _play(self, job: Job) -> Outcome:
-        """Played, and appended to the file in the order of asking, so that the file depends on the configuration alone."""
+        """Played, and appended to the file in the order of asking, which depends on the configuration alone."""
         outcome = self._running().take(job)
         new = not self._kept
         self._kept[job.episode] = outcome

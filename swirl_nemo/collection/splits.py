@@ -27,9 +27,9 @@ def collect(cfg: CollectConfig) -> dict[str, int]:
 
     labelled, validation, test: (x, z, y). test_combinations: rows that make use of a combination which no labelled row
     has. test_tasks: rows of tasks that no other split has. test_episodes: the episodes that test's rows are from, step
-    by step. unlabelled: z is null; the true actions lie in unlabelled_actions.jsonl, for diagnostics alone. collect.json
-    says what was written, episodes.jsonl keeps what was played. The same configuration writes the same bytes, and one
-    that was stopped goes on.
+    by step. unlabelled: z is null; the true actions lie in unlabelled_actions.jsonl, for diagnostics alone.
+    collect.json says what was written, episodes.jsonl keeps what was played. The same configuration writes the same
+    bytes, and one that was stopped goes on.
 
     Raises ValueError where the configuration cannot be met, such as too few episodes for the rows asked for.
     """

@@ -108,8 +108,8 @@ class Pool:
         self._given_up += 1
         if self._given_up == HOPELESS:
             raise ValueError(
-                f"world={self._config.name}: {HOPELESS} failures in a row, the last: {failure}: mend the simulator, or raise "
-                f"world.episode_seconds={self._config.episode_seconds:g} where it hangs"
+                f"world={self._config.name}: {HOPELESS} failures in a row, the last: {failure}: mend the simulator, or "
+                f"raise world.episode_seconds={self._config.episode_seconds:g} where it hangs"
             )
 
 
