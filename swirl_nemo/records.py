@@ -53,6 +53,17 @@ def json_line(record: dict) -> bytes:
     return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def append(path: Path, record: dict) -> None:
+    """One more line; makes the folder. A last line that was cut while being written is removed, or it would join it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        file.write(json_line(record))
+
+
 def write_json(path: Path, values: dict) -> None:
     write(path, (json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 

@@ -227,6 +227,7 @@ def test_a_damaged_record_is_one_line_and_the_last_attempt(tmp_path, monkeypatch
         damaged.write('{"cut')
     ended = ["end", str(run), "--limit", "3", "--during", "train", "--code", "1"]
     assert attempts.main(ended) == attempts.REQUEUE and "at iteration 1 fwm step 4" in capsys.readouterr().out
+    assert (run / attempts.FILE).read_text().count("\n") == len(attempts.read(run)) == 2, "the cut line has gone"
     with (run / file).open("a") as damaged:
         damaged.write("\n{}\n")
     assert attempts.main(ended) == attempts.STOP

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from workers import reference
-from workers.layouts import FULL, TIED, UNTIED
+from workers.layouts import FULL, PADDED, TIED, UNTIED
 from workers.rooms import CLIP, SFT_LR
 
 from swirl_nemo.roles import IDM
@@ -93,7 +93,7 @@ def read(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout not in PADDED])
 def test_weights_after_three_steps_are_alike(work, layout):
     """What the steps changed is compared: every tensor's change within 1e-5 of its own size, and none is small."""
     start = read(work / ("tied" if layout in TIED else "fwm"))

@@ -1,6 +1,6 @@
 """Stop and go on: the metrics that follow are those of the run that was never stopped. Runs: workers/runs.py.
 
-In the same layout every figure is the same to its last digit, whatever was random; on TP2 and DP2 within 1e-4.
+In the same layout every figure is the same to its last digit, whatever was random; on TP2, DP2 and CP2 within 1e-4.
 """
 
 import json
@@ -65,8 +65,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(runs, whole, stopped):
 
 
 def test_a_run_goes_on_in_another_layout(runs):
-    """From one process to TP2 with sequence parallelism in Phase II, from there to DP2 in Phase I. There only the last
-    rank got the signal."""
+    """From one process to TP2 with sequence parallelism in Phase II, from there to DP2 in Phase I and to CP2 in the
+    baseline. Of several ranks only the last got the signal."""
     expected, actual = metrics(runs / "whole"), metrics(runs / "moved")
     for one, other in zip(actual, expected, strict=True):
         assert_alike(one, other)

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from ..records import json_line, read_lines
+from ..records import append, read_lines
 
 FILE = Path("slurm", "attempts.jsonl")
 GO_ON, STOP, NOTHING_TO_DO, REQUEUE = 0, 1, 3, 10
@@ -29,11 +29,8 @@ def read(run: Path) -> list[dict]:
 
 
 def write(run: Path, **event) -> dict:
-    path = run / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
     event["time"] = time.time()
-    with path.open("ab") as file:
-        file.write(json_line(event))
+    append(run / FILE, event)
     return event
 
 

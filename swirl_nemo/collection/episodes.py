@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
+from ..records import append, read_lines
 from ..worlds import Step
 from ..worlds.base import SplitConfig
 from .config import CollectConfig
@@ -60,13 +61,11 @@ class Episodes:
     def _play(self, job: Job) -> Outcome:
         """Played, and appended to the file in the order of asking, which depends on the configuration alone."""
         outcome = self._running().take(job)
-        new = not self._kept
+        if not self._kept:
+            self._path.unlink(missing_ok=True)
+            append(self._path, {"key": self._key()})
         self._kept[job.episode] = outcome
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("w" if new else "a", encoding="utf-8") as file:
-            if new:
-                file.write(json.dumps({"key": self._key()}) + "\n")
-            file.write(json.dumps({"episode": job.episode, **asdict(outcome)}, ensure_ascii=False) + "\n")
+        append(self._path, {"episode": job.episode, **asdict(outcome)})
         return outcome
 
     def _key(self) -> str:
@@ -78,12 +77,8 @@ class Episodes:
 
 
 def _read(path: Path, key: str) -> dict[str, Outcome]:
-    """Episodes of an earlier collection of the same key. A last line that was cut is taken off the file."""
-    if not path.is_file():
-        return {}
-    whole, end, _ = path.read_bytes().rpartition(b"\n")
-    path.write_bytes(whole + end)
-    rows = [json.loads(line) for line in whole.splitlines()]
+    """Episodes of an earlier collection of the same key."""
+    rows = read_lines(path) if path.is_file() else []
     if not rows or rows[0] != {"key": key}:
         return {}
     return {

@@ -30,6 +30,7 @@ class Layout:
     recompute: str = "none"
     overlap: bool = False
     brief: bool = False  # training alone, untied
+    padded: bool = False  # query groups padded from two to four, which tensor and context together divide
 
     @property
     def processes(self) -> int:
@@ -44,6 +45,8 @@ class Layout:
         parallel = {"tensor": self.tensor, "pipeline": self.pipeline, "context": self.context}
         parallel |= {"sequence": self.sequence, "overlap_grad_reduce": self.overlap}
         model = ["model.weights=shared", f"model.fwm={work / 'tied'}"] if self.tied else []
+        if self.padded:
+            model = [f"model.{role}={work / f'{role}_padded'}" for role in ("fwm", "idm")]
         kept = [f"precision={self.dtype}", f"model.recompute={self.recompute}"]
         return [*(f"parallel.{key}={value}" for key, value in parallel.items()), *kept, *model]
 
@@ -59,6 +62,8 @@ LAYOUTS = {
     "DP2 overlap": Layout(data=2, overlap=True, recompute="selective", brief=True),
     "CP2": Layout(context=2, recompute="full", brief=True),
     "PP2 CP2": Layout(pipeline=2, context=2, brief=True),
+    "TP2 CP2": Layout(tensor=2, context=2, brief=True, padded=True),
+    "TP2 CP2 SP": Layout(tensor=2, context=2, sequence=True, recompute="selective", brief=True, padded=True),
     "tied single": Layout(tied=True),
     "tied PP2": Layout(pipeline=2, tied=True),
     "tied TP2 PP2 SP": Layout(tensor=2, pipeline=2, sequence=True, tied=True),
@@ -68,6 +73,7 @@ LAYOUTS = {name: layout for name, layout in LAYOUTS.items() if layout.possible}
 FULL = [name for name, layout in LAYOUTS.items() if not (layout.tied or layout.brief) and layout.dtype == "fp32"]
 BRIEF = [name for name, layout in LAYOUTS.items() if layout.brief]
 UNTIED = FULL + BRIEF
+PADDED = [name for name, layout in LAYOUTS.items() if layout.padded]
 TIED = [name for name, layout in LAYOUTS.items() if layout.tied]
 
 

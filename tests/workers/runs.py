@@ -6,7 +6,7 @@ all that it has started.
 
     work/runs/whole      never stopped, a process of its own: python -m swirl_nemo train
     work/runs/stopped    stopped in every kind of stage, and killed once; begun as `swirl warmup`
-    work/runs/moved      the same up to Phase II, then on TP2, then on DP2
+    work/runs/moved      the same up to Phase II, then on TP2, on DP2 and on CP2
     work/runs/forgetful  the same up to Phase II, then on without the optimizer's state
     work/runs/shared     one weight set for both roles, never stopped; shared_stopped: stopped in each phase
 """
@@ -131,7 +131,8 @@ def _stopped(work: Path) -> None:
 def _moved(work: Path) -> None:
     tensor = ("parallel.tensor=2", "parallel.sequence=true")
     launch(work, "moved", *tensor, processes=2, stop=_random_stop("fwm"))
-    launch(work, "moved", processes=2)
+    launch(work, "moved", processes=2, stop=_random_stop("continued_sft", "fwm"))
+    launch(work, "moved", "parallel.context=2", processes=2)
 
 
 def _forgetful(work: Path) -> None:

@@ -12,7 +12,8 @@ ROWS = {"labelled": 24, "unlabelled": 40, "validation": 6, "test": 6, "test_comb
 
 
 def make(work: Path, shape: dict[str, int] = SHAPE) -> None:
-    """Household transitions in work/data; each model as work/{name}_hf and, imported, work/{name}."""
+    """Household transitions in work/data; each model as work/{name}_hf and, imported, work/{name}
+    and, with four query groups, work/{name}_padded."""
     from safetensors.torch import load_file, save_file
 
     from swirl_nemo.checkpoint.huggingface import import_hf
@@ -29,6 +30,7 @@ def make(work: Path, shape: dict[str, int] = SHAPE) -> None:
         sharp = {key: tensor * 10 if tensor.dim() == 2 else tensor for key, tensor in tensors.items()}
         save_file(sharp, folder / "model.safetensors", metadata={"format": "pt"})
         import_hf(folder, work / name)
+        import_hf(folder, work / f"{name}_padded", query_groups=4)
 
 
 def overrides(work: Path) -> list[str]:
