@@ -35,7 +35,7 @@ def overrides(precision: str) -> list[str]:
     """Of a run with a short start and 20 steps of each phase. No floor for its annotations: after so short a start none
     may pass."""
     name = f"run.name=gpu_check_{precision}"
-    stages = ("pretrain.steps=100", "warmup.steps=40", "alternation.iterations=1", "alternation.continued_sft=false")
+    stages = ("pretrain.steps=100", "warmup.steps=40", "alternation.iterations=1", "alternation.baselines=[]")
     values = {"steps": STEPS, "plausibility_floor": "null", "confidence_floor": "null", "dead_std": 0}
     phases = (f"phase.{role}.{key}={value}" for role in ROLES for key, value in values.items())
     return ["experiment=quickstart", "cluster=gpu", f"precision={precision}", name, *stages, *phases]
@@ -56,7 +56,7 @@ def figures(metrics: list[dict]) -> dict[str, dict]:
 
 def train(precision: str) -> dict[str, dict]:
     cfg = compose(overrides(precision))
-    prepare(Path(cfg.data.tokenizer), Path(cfg.model.fwm))
+    prepare(cfg.data.world, Path(cfg.data.tokenizer), Path(cfg.model.fwm))
     subprocess.run([sys.executable, "-m", "swirl_nemo", "train", *overrides(precision)], check=True)
     return figures(read_lines(Path(cfg.run.root, cfg.run.name, "metrics.jsonl")))
 

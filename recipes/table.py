@@ -8,7 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-COLUMNS = [(role, model) for role in ("fwm", "idm") for model in ("warmup", "continued_sft", "swirl")]
+from swirl_nemo.evaluation.metrics import MODELS
+
+COLUMNS = [(role, model) for role in ("fwm", "idm") for model in MODELS]
 
 
 def row(run: Path) -> str:
@@ -18,7 +20,7 @@ def row(run: Path) -> str:
 
 
 def main(runs: list[str]) -> None:
-    print("| run | " + " | ".join(f"{role.upper()} {model.replace('_', ' ')}" for role, model in COLUMNS) + " |")
+    print("| run | " + " | ".join(f"{role.upper()} {MODELS[model]}" for role, model in COLUMNS) + " |")
     print("| --- " * (len(COLUMNS) + 1) + "|")
     for run in sorted(map(Path, runs)):
         if (run / "summary.json").is_file():

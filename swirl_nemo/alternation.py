@@ -1,4 +1,4 @@
-"""The driver: warm-up, then iterations of annotate, phase, swap, phase; the baseline; the held-out figures.
+"""The driver: warm-up, then iterations of annotate, phase, swap, phase; baselines; held-out figures.
 
 A run is a list of stages that follows from its configuration. Its state is which stage, how many of its steps, and how
 many optimizer steps in all; everything random is drawn from (seed, place), so these counters, the weight sets and the
@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import annotation, supervised
-from .config import PhaseConfig, Schedule, SftConfig, SwirlConfig, Weights
+from .config import Baseline, PhaseConfig, Schedule, SftConfig, SwirlConfig, Weights
 from .data.order import Order
 from .data.transition import Transition
-from .data.transitions import TransitionFile
-from .evaluation import held_out
+from .data.transitions import TransitionFile, with_actions
+from .evaluation import held_out, lookahead
 from .guard import judge
 from .interrupt import Interrupt
 from .phase import Step, grpo_step
@@ -23,12 +23,13 @@ from .runs import check_settings
 from .schedule import learning_rate
 from .session import REFERENCE, Session
 
-MODELS = {"warmup": "warmup", "phase": "swirl", "continued_sft": "continued_sft"}  # what a kind of stage makes
+BASELINES = [baseline.value for baseline in Baseline]
+MODELS = {"warmup": "warmup", "phase": "swirl", **{name: name for name in BASELINES}}  # what a kind of stage makes
 
 
 @dataclass(frozen=True)
 class Stage:
-    """kind: pretrain, warmup, phase or continued_sft; roles: those trained in it, both where weights are shared."""
+    """kind: pretrain, warmup, phase or a baseline; roles: those trained in it, both where weights are shared."""
 
     kind: str
     roles: tuple[Role, ...]
@@ -60,11 +61,11 @@ def stages(cfg: SwirlConfig) -> list[Stage]:
     plan += [Stage("warmup", roles, 0, cfg.warmup.steps) for roles in together]
     for iteration in range(1, cfg.alternation.iterations + 1):
         plan += [Stage("phase", (role,), iteration, phase_of(cfg, role).steps) for role in order]
-    if cfg.alternation.continued_sft:
-        last = cfg.alternation.iterations
+    for baseline in cfg.alternation.baselines:
+        last, merged = cfg.alternation.iterations, baseline is Baseline.merged
         plan += [
-            Stage("continued_sft", roles, last, sum(_optimizer_steps(cfg, role) for role in roles))
-            for roles in together
+            Stage(baseline.value, roles, last, 0 if merged else sum(_optimizer_steps(cfg, role) for role in roles))
+            for roles in ([(FWM, IDM)] if merged else together)
         ]
     return plan
 
@@ -82,7 +83,7 @@ def phase_of(cfg: SwirlConfig, role: Role) -> PhaseConfig:
 
 
 def _optimizer_steps(cfg: SwirlConfig, role: Role) -> int:
-    """How many optimizer steps SWIRL spends on a role, for the baseline to have as many."""
+    """How many optimizer steps SWIRL spends on a role, for a baseline to have as many."""
     phase = phase_of(cfg, role)
     visits = sum(name.value == role.name for name in cfg.alternation.order)
     return cfg.alternation.iterations * visits * phase.steps * phase.optimizer_steps
@@ -99,7 +100,7 @@ class Driver:
         self.plan = stages(self.cfg)
         self.state = State()
         self.labelled = TransitionFile(self.cfg.data.labelled, self.cfg.data.max_labels)
-        self.unlabelled = TransitionFile(self.cfg.data.unlabelled, None)
+        self.unlabelled = TransitionFile(self.cfg.data.unlabelled, self.cfg.data.max_unlabelled)
         self.interrupt = Interrupt()
 
     def start(self) -> None:
@@ -158,8 +159,8 @@ class Driver:
     def _enter(self, stage: Stage) -> None:
         """Dress the model for the stage. A phase starts with a fresh optimizer, its policy as the reference."""
         session = self.session
-        if stage.kind == "continued_sft":
-            self._return_to_warmup(stage)
+        if stage.kind in BASELINES:
+            self._start_baseline(stage)
         session.sets.become(session.set_of(stage.roles[0]))
         session.actor.reset_optimizer()
         if stage.kind == "phase":
@@ -183,12 +184,16 @@ class Driver:
     def _after(self) -> Stage | None:
         return self.plan[self.state.stage + 1] if self.state.stage + 1 < len(self.plan) else None
 
-    def _return_to_warmup(self, stage: Stage) -> None:
-        """The baseline goes on from the warmed-up models."""
+    def _start_baseline(self, stage: Stage) -> None:
+        """A baseline goes on from the warmed-up models, or is made of another's."""
         from .checkpoint import run_state
 
-        if self.plan[self.state.stage - 1].kind != "continued_sft":
-            run_state.load(self.session, self.session.run.folder / "checkpoints" / "warmup")
+        checkpoints, sets = self.session.run.folder / "checkpoints", self.session.sets
+        if stage.kind == "merged":
+            run_state.load(self.session, checkpoints / "continued_sft")
+            sets.average(FWM.name, IDM.name)
+        elif self.plan[self.state.stage - 1].kind != stage.kind:
+            run_state.load(self.session, checkpoints / "warmup")
 
     # steps
 
@@ -198,12 +203,19 @@ class Driver:
         if stage.kind == "pretrain":
             return self._sft_stepper(stage, self.cfg.pretrain, self.unlabelled)
         sft = self.cfg.warmup
-        if stage.kind == "continued_sft":
+        if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
             sft = SftConfig(stage.steps, sft.batch, phase.lr, phase.lr_warmup, Schedule.constant)
-        return self._sft_stepper(stage, sft, self.labelled)
+        return self._sft_stepper(stage, sft, self._sft_rows(stage))
 
-    def _sft_stepper(self, stage: Stage, sft: SftConfig, source: TransitionFile) -> Callable[[int], dict]:
+    def _sft_rows(self, stage: Stage) -> Sequence[Transition]:
+        if stage.kind == "pseudo_labels":
+            return [annotated.transition for annotated in self._annotations(stage)]
+        if stage.kind == "all_labels":
+            return [*self.labelled, *with_actions(self.unlabelled, self.cfg.data.unlabelled_actions)]
+        return self.labelled
+
+    def _sft_stepper(self, stage: Stage, sft: SftConfig, source: Sequence[Transition]) -> Callable[[int], dict]:
         read, share = _reader(source, self._seed(stage, 0), sft.batch), len(stage.roles)
 
         def one_step(step: int) -> dict:
@@ -253,11 +265,14 @@ class Driver:
         return annotation.uncertain_first(annotated, role, ceiling)[:wanted], sure
 
     def _annotations(self, stage: Stage) -> list[annotation.Annotated]:
-        """Actions of the current IDM for a pool of state-only transitions, drawn when the phase begins."""
-        (role,), folder = stage.roles, self.session.run.folder
-        name = f"{stage.iteration}-{role.name}.jsonl"
+        """Actions of the current IDM for a pool of state-only transitions, drawn when the phase begins.
+
+        A baseline's are those of the warmed-up IDM, for both roles.
+        """
+        baseline, folder = stage.kind in BASELINES, self.session.run.folder
+        name = f"{stage.kind if baseline else f'{stage.iteration}-{stage.roles[0].name}'}.jsonl"
         files = folder / f"annotations-{name}", folder / f"annotation_scores-{name}"
-        if self.state.step > 0:
+        if self.state.step > 0 or (baseline and self.plan[self.state.stage - 1].kind == stage.kind):
             return annotation.read(*files)
         size = min(self.cfg.annotate.pool or len(self.unlabelled), len(self.unlabelled))
         pool = Order(len(self.unlabelled), self._seed(stage, 3)).indices(0, size)
@@ -291,10 +306,11 @@ class Driver:
         self.saver.save(name, state, sets, background=run.save_in_background and name.isdigit())
 
     def summarise(self) -> dict:
-        """Read the test split once for each finished model; write summary.json and report.html."""
+        """Read the test splits once for each finished model; write summary.json and report.html."""
         from .checkpoint import run_state
 
-        session, results = self.session, {}
+        session, results, ahead = self.session, {}, {}
+        further: dict[str, dict] = {Path(path).stem: {} for path in self.cfg.data.further_tests}
         kinds = dict.fromkeys(MODELS[stage.kind] for stage in self.plan if stage.kind in MODELS)
         for model in kinds:
             run_state.load(session, session.run.folder / "checkpoints" / model)
@@ -302,9 +318,15 @@ class Driver:
             line = {"eval": True, "iteration": self.cfg.alternation.iterations, "model": model, "split": "test"}
             session.run.log(line | results[model])
             session.run.samples(f"test, {model}", samples)
+            for path in self.cfg.data.further_tests:
+                further[Path(path).stem][model] = held_out.evaluate(session, path)[0]
+            if model in ("warmup", "swirl"):
+                ahead[model] = lookahead.figures(session)
         summary = {
             "held_out": held_out.by_role(results),
             "cycle_consistency": {model: figures["cycle_consistency"] for model, figures in results.items()},
+            "further": {name: held_out.by_role(figures) for name, figures in further.items()},
+            "lookahead": ahead,
             "labels_used": len(self.labelled),
             "state_only": len(self.unlabelled),
             "world": self.cfg.data.world,
@@ -349,8 +371,8 @@ def annotate(cfg: SwirlConfig) -> Path:
     """`swirl annotate`: actions of model.idm for all of data.unlabelled, as annotations.jsonl in the run folder."""
     session = Session(cfg)
     session.load()
-    rows = TransitionFile(cfg.data.unlabelled, cfg.annotate.pool or None)
-    annotated = annotation.annotate(session, list(rows), (cfg.run.seed,))
+    rows = list(TransitionFile(cfg.data.unlabelled, cfg.data.max_unlabelled))[: cfg.annotate.pool or None]
+    annotated = annotation.annotate(session, rows, (cfg.run.seed,))
     path = session.run.folder / "annotations.jsonl"
     if session.is_main:
         session.run.folder.mkdir(parents=True, exist_ok=True)
@@ -358,9 +380,9 @@ def annotate(cfg: SwirlConfig) -> Path:
     return path
 
 
-def evaluate(cfg: SwirlConfig) -> dict[str, float]:
-    """`swirl eval`: held-out figures of model.fwm and model.idm on data.test."""
+def evaluate(cfg: SwirlConfig) -> dict:
+    """`swirl eval`: held-out figures of model.fwm and model.idm on data.test, and how far the FWM sees where asked."""
     session = Session(cfg)
     session.load()
     figures, _ = held_out.evaluate(session, cfg.data.test)
-    return figures
+    return figures | lookahead.figures(session)

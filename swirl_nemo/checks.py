@@ -52,7 +52,7 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     for name in ("drift_warn", "drift_stop"):
         _require(f"run.{name}", getattr(cfg.run, name), lambda v: v is None or v > 0, "over 0, or null")
     _require_all("model", cfg.model, _POSITIVE, "max_length", "logit_chunk")
-    _require_all("eval", cfg.eval, _NOT_NEGATIVE, "transitions", "samples")
+    _require_all("eval", cfg.eval, _NOT_NEGATIVE, "transitions", "samples", "horizon", "plans")
     _require_all("eval", cfg.eval, _POSITIVE, "batch")
     _require_all("optimizer", cfg.optimizer, _POSITIVE, "eps", "clip_grad")
     _require_all("optimizer", cfg.optimizer, _FRACTION, "beta1", "beta2")
@@ -71,6 +71,13 @@ def check_files(cfg: SwirlConfig) -> None:
         path = getattr(cfg.data, key)
         if not Path(path).is_file():
             raise ValueError(f"data.{key}={path}: no such file: collect it (swirl collect) or give data.{key}=FILE")
+    for path in cfg.data.further_tests:
+        if not Path(path).is_file():
+            raise ValueError(f"data.further_tests: {path}: no such file: collect it (swirl collect) or leave it out")
+    for key, wanted in (("test_episodes", cfg.eval.horizon), ("collection", cfg.eval.plans)):
+        path = getattr(cfg.data, key)
+        if wanted and (path is None or not Path(path).is_file()):
+            raise ValueError(f"data.{key}={path}: no such file: collect it (swirl collect), or leave out what needs it")
     if not Path(cfg.data.tokenizer).is_dir():
         raise ValueError(f"data.tokenizer={cfg.data.tokenizer}: no such folder: give a Hugging Face tokenizer folder")
     for key in ("fwm",) if cfg.model.weights.value == "shared" else ("fwm", "idm"):
@@ -219,6 +226,17 @@ def _check_alternation(cfg: SwirlConfig) -> None:
     _require_all("alternation", cfg.alternation, _NOT_NEGATIVE, "iterations")
     if not cfg.alternation.order:
         raise ValueError(f"alternation.order=[]: no role trains: give e.g. [{','.join(RoleName.__members__)}]")
+    baselines = [baseline.value for baseline in cfg.alternation.baselines]
+    given = f"alternation.baselines=[{','.join(baselines)}]"
+    if len(set(baselines)) < len(baselines):
+        raise ValueError(f"{given}: one stands there twice: name each once")
+    if "merged" in baselines:
+        if "continued_sft" not in baselines[: baselines.index("merged")]:
+            raise ValueError(f"{given}: merged is made of continued_sft: put that before it")
+        if cfg.model.weights is Weights.shared:
+            raise ValueError(f"{given}: shared weights are one model already: leave merged out")
+    if "all_labels" in baselines and cfg.data.unlabelled_actions is None:
+        raise ValueError(f"{given}: all_labels needs the true actions: give data.unlabelled_actions=FILE")
 
 
 def _check_precision(cfg: SwirlConfig) -> None:

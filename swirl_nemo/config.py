@@ -169,11 +169,16 @@ class DataConfig:
     world: str = MISSING
     labelled: str = MISSING  # transitions file with z
     unlabelled: str = MISSING  # transitions or state sequences; z, where present, is not read
+    unlabelled_actions: str | None = MISSING  # {"id", "z"} lines, the true actions of those: for baseline all_labels
     validation: str = MISSING
     test: str = MISSING
+    further_tests: list[str] = MISSING  # read at the end beside `test`, such as combinations that no label has
+    test_episodes: str | None = MISSING  # transitions step by step, for eval.horizon
+    collection: str | None = MISSING  # collect.json, for eval.plans
     tokenizer: str = MISSING  # Hugging Face tokenizer folder
     fact_separator: str = MISSING  # what divides a state's text into facts, for {diff}
     max_labels: int | None = MISSING  # use the first N labelled rows
+    max_unlabelled: int | None = MISSING  # and the first N state-only transitions
     fwm: RoleDataConfig = MISSING
     idm: RoleDataConfig = MISSING
 
@@ -228,6 +233,7 @@ class PhaseConfig:
     clip_low: float = MISSING
     clip_high: float = MISSING
     divide_by_std: bool = MISSING
+    permute_advantages: bool = MISSING  # a control: dealt out at random within their group, they say nothing
     std_epsilon: float = MISSING
     dead_std: float = MISSING  # groups whose reward spread is under this leave the loss
     aggregation: Aggregation = MISSING
@@ -246,11 +252,20 @@ class PhasesConfig:
     idm: PhaseConfig = MISSING
 
 
+class Baseline(Enum):
+    """What to compare SWIRL with. Each has as many optimizer steps a role as SWIRL, at the phases' rates."""
+
+    continued_sft = "continued_sft"  # on the labels
+    pseudo_labels = "pseudo_labels"  # on state-only transitions with the warmed-up IDM's actions, unfiltered
+    merged = "merged"  # one model for both roles: the mean of the two of continued_sft
+    all_labels = "all_labels"  # on data.unlabelled_actions too: what labels alone could reach
+
+
 @dataclass
 class AlternationConfig:
     iterations: int = MISSING
     order: list[RoleName] = MISSING  # roles trained within an iteration
-    continued_sft: bool = MISSING  # also train the baseline: warm-up weights, as many optimizer steps, labels alone
+    baselines: list[Baseline] = MISSING  # made as well, from the warmed-up models
 
 
 @dataclass
@@ -297,6 +312,8 @@ class EvalConfig:
     transitions: int = MISSING  # held-out transitions read; 0: all
     batch: int = MISSING
     samples: int = MISSING  # predictions kept for the report
+    horizon: int = MISSING  # at the end the FWM is rolled forward over so many steps; 0: off
+    plans: int = MISSING  # and chooses actions for so many goals in the world itself; 0: off
 
 
 class Runtime(Enum):

@@ -77,7 +77,12 @@ def rank_zero_parameters(cfg: SwirlConfig, a: ArchitectureConfig) -> tuple[int, 
 
 def _files(cfg: SwirlConfig) -> Table:
     table = Table("setting", "file", "what is there")
-    for name, limit in (("labelled", cfg.data.max_labels), ("unlabelled", None), ("validation", None), ("test", None)):
+    for name, limit in (
+        ("labelled", cfg.data.max_labels),
+        ("unlabelled", cfg.data.max_unlabelled),
+        ("validation", None),
+        ("test", None),
+    ):
         path = Path(getattr(cfg.data, name))
         there = f"{len(TransitionFile(path, limit)):,} transitions" if path.is_file() else "missing"
         table.add_row(f"data.{name}", str(path), there)

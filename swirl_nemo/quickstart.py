@@ -9,7 +9,7 @@ from .runs import check_settings
 from .settings import compose
 
 # A Llama of under a million parameters; its size is the quickstart's own, a real run imports a pretrained model.
-TINY = {"hidden": 96, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 256, "max_positions": 256, "tied": False}
+TINY = {"hidden": 96, "layers": 4, "heads": 4, "kv_heads": 2, "ffn": 256, "max_positions": 512, "tied": False}
 PROCESSES = 2  # so small a model gains from a second process, and nothing from a second thread
 
 
@@ -18,7 +18,7 @@ def run(overrides: list[str]) -> None:
     settings = ["experiment=quickstart", *overrides]
     cfg = compose(settings)
     check(cfg, PROCESSES)
-    prepare(Path(cfg.data.tokenizer), Path(cfg.model.fwm))
+    prepare(cfg.data.world, Path(cfg.data.tokenizer), Path(cfg.model.fwm))
     check_files(cfg)
     check_settings(cfg)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
@@ -27,12 +27,12 @@ def run(overrides: list[str]) -> None:
     os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": quiet})
 
 
-def prepare(tokenizer: Path, model: Path) -> None:
+def prepare(world: str, tokenizer: Path, model: Path) -> None:
     """Data and starting model, where they are not there yet."""
     if not tokenizer.exists():
         from .collection import CollectConfig, collect
 
-        collect(compose(["world=household"], "collect", CollectConfig))
+        collect(compose([f"world={world}"], "collect", CollectConfig))
     if not model.exists():
         from .checkpoint.huggingface import import_hf
         from .checkpoint.random_init import random_llama

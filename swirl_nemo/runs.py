@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .config import SwirlConfig
+from .config import Baseline, SwirlConfig
 from .environment import HERE, environment, source
 from .records import finite, json_line, read_lines, write, write_json
 from .roles import ROLES
@@ -244,9 +244,9 @@ class Display:
         self._progress.update(self._tasks[title], completed=record["step"], figures=figures)
 
     def _steps(self, record: dict) -> int | None:
-        """Steps of the line's part of the run; the baseline has as many as SWIRL took, which no key says."""
+        """Steps of the line's part of the run; a baseline has as many as SWIRL took, which no key says."""
         phase = record["phase"]
-        if phase == "continued_sft":
+        if phase in Baseline.__members__:
             return None
         return getattr(self._cfg.phase if phase in ROLES else self._cfg, phase).steps
 

@@ -48,6 +48,15 @@ class WeightSets:
         with self.wear(source):
             self._store(target)
 
+    def average(self, *names: str) -> None:
+        """Let each of these sets be the mean of them all."""
+        self._save_policy()
+        for tensors in zip(*(self._host[name] for name in names), strict=True):
+            mean = torch.stack(tensors).float().mean(0)
+            for tensor in tensors:
+                tensor.copy_(mean)
+        self.restore(self.policy)
+
     def become(self, name: str) -> None:
         """Make `name` the policy; the policy so far stays under its own name."""
         self._save_policy()

@@ -1,11 +1,8 @@
-"""The data room without tokenizers: transitions files, splits, reading order, batches."""
+"""The data room without tokenizers: transitions files, reading order, batches."""
 
 import json
 import random
-import subprocess
-import sys
 import tracemalloc
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import pytest
 from swirl_nemo.data.batch import check_length
 from swirl_nemo.data.order import Order
 from swirl_nemo.data.transition import Transition
-from swirl_nemo.data.transitions import TransitionFile, split_of
+from swirl_nemo.data.transitions import TransitionFile, with_actions
 
 ROW = {"id": "a", "x": "door is shut", "z": "open door", "y": "door is öpen", "world": "w", "episode": "e", "t": 0}
 STATES = {"id": "s", "states": ["s0", "s1", "s2"], "world": "w", "episode": "e"}
@@ -144,35 +141,21 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
     assert peak < 200_000 * 16 * 3, f"{peak / 2**20:.1f} MiB, while the file has {path.stat().st_size / 2**20:.1f}"
 
 
-def test_episodes_go_whole_to_splits_in_the_given_proportions():
-    fractions = {"train": 0.7, "validation": 0.1, "test": 0.2}
-    episodes = [f"episode-{i}" for i in range(20_000)]
-    counts = Counter(split_of(episode, fractions, seed=3) for episode in episodes)
-    for name, fraction in fractions.items():
-        deviation = (20_000 * fraction * (1 - fraction)) ** 0.5
-        assert abs(counts[name] - 20_000 * fraction) < 4 * deviation
-    moved = sum(split_of(e, fractions, seed=3) != split_of(e, fractions, seed=4) for e in episodes)
-    assert abs(moved / 20_000 - (1 - 0.7**2 - 0.1**2 - 0.2**2)) < 0.02, "another seed draws independently"
-
-
-def test_splits_do_not_depend_on_the_process():
-    code = (
-        "from swirl_nemo.data.transitions import split_of;"
-        "print([split_of(str(i), {'a': 0.5, 'b': 0.5}, 0) for i in range(50)])"
-    )
-    here = [split_of(str(i), {"a": 0.5, "b": 0.5}, 0) for i in range(50)]
-    for salt in "12":
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={"PYTHONHASHSEED": salt}, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.strip() == str(here)
-
-
-def test_an_empty_split_takes_nothing_and_bad_fractions_are_refused():
-    assert {split_of(str(i), {"a": 0.0, "b": 1.0, "c": 0.0}, 0) for i in range(1000)} == {"b"}
-    for fractions in ({}, {"a": 0.5, "b": 0.4}, {"a": 1.5, "b": -0.5}):
-        with pytest.raises(ValueError, match="sum to 1"):
-            split_of("e", fractions, 0)
+def test_state_only_rows_take_the_actions_of_their_ids(tmp_path):
+    rows = [Transition(f"e:{t}", f"s{t}", None, f"s{t + 1}", "w", "e", t) for t in range(3)]
+    actions = tmp_path / "actions.jsonl"
+    lines = [json.dumps({"id": f"e:{t}", "z": f"a{t}"}) + "\n" for t in (2, 0, 1, 7)]
+    actions.write_text("".join(lines))
+    labelled = with_actions(rows, actions)
+    assert [(row.id, row.x, row.z) for row in labelled] == [(f"e:{t}", f"s{t}", f"a{t}") for t in range(3)]
+    actions.write_text("".join(lines[:2]))
+    with pytest.raises(ValueError, match="has no action for transition e:1: give the file"):
+        with_actions(rows, actions)
+    actions.write_text('{"id": "e:0"}\n')
+    with pytest.raises(ValueError, match="a line has no 'z': a line has id and z"):
+        with_actions(rows, actions)
+    with pytest.raises(ValueError, match="^data.unlabelled_actions=.*gone.jsonl: no such file: .*$"):
+        with_actions(rows, tmp_path / "gone.jsonl")
 
 
 @pytest.mark.parametrize("size, seed", [(1, 0), (7, 1), (100, 2)])

@@ -44,8 +44,16 @@ def assert_alike(actual: dict, expected: dict) -> None:
 def test_it_stopped_where_it_was_told(runs):
     """Each SIGTERM ended the process with exit code 0 (workers/runs.py raises otherwise) at that very step."""
     seen = stops(runs / "stopped")
-    assert [stop["phase"] for stop in seen] == ["pretrain", "warmup", "idm", "idm", "fwm", *2 * ["continued_sft"]]
-    assert [stop["signal"] for stop in seen] == 6 * [signal.SIGTERM] + [signal.SIGKILL]
+    assert [stop["phase"] for stop in seen] == [
+        "pretrain",
+        "warmup",
+        "idm",
+        "idm",
+        "fwm",
+        *2 * ["continued_sft"],
+        "pseudo_labels",
+    ]
+    assert [stop["signal"] for stop in seen] == 6 * [signal.SIGTERM] + [signal.SIGKILL, signal.SIGTERM]
     assert not any(stop["finished"] for stop in seen)
     for stop in seen:
         last = stop["last line"]

@@ -150,7 +150,7 @@ def test_a_run_ended_by_its_time_limit_a_signal_and_a_lost_node_ends_as_if_nothi
 
 
 def test_an_array_trains_a_run_a_seed(cluster):
-    job = cluster.submit("array", "--seeds", "3,5", "alternation.iterations=0", "alternation.continued_sft=false")
+    job = cluster.submit("array", "--seeds", "3,5", "alternation.iterations=0", "alternation.baselines=[]")
     cluster.ended(job)
     for seed in (3, 5):
         run = cluster.path(f"array-seed{seed}")

@@ -8,6 +8,7 @@ are a fair sample of it.
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
@@ -46,7 +47,7 @@ def collect(cfg: CollectConfig) -> dict[str, int]:
         rows = filler.fill(seen, sorted(held_out))
     _write_splits(out, rows, filler.test_episodes)
     _write_tokenizer(out / "tokenizer", world.words(), rows, cfg.vocabulary)
-    description = {"world": cfg.world.name, "seed": cfg.seed}
+    description = {"world": cfg.world.name, "seed": cfg.seed, "settings": asdict(cfg.world)}
     description |= {"held_out_combinations": sorted(combinations), "held_out_tasks": sorted(held_out)}
     description |= describe(world, rows, cfg.world.unseen_states, episodes)
     (out / "collect.json").write_text(json.dumps(description, indent=2) + "\n")

@@ -7,15 +7,14 @@ A row is one transition, {"id", "x", "z" or null, "y", "world", "episode", "t"},
 import json
 import os
 from array import array
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from dataclasses import replace
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
-from .draw import uniform
+from ..records import read_lines
 from .transition import Transition
 
 Value = str | int | list[str] | None
@@ -86,17 +85,20 @@ class TransitionFile(Sequence[Transition]):
         return np.array(offsets[:limit], dtype=np.int64), np.array(steps[:limit], dtype=np.int64)
 
 
-def split_of(episode: str, fractions: dict[str, float], seed: int) -> str:
-    """The split that an episode belongs to, drawn with the given probabilities from a hash of (seed, episode).
+def with_actions(rows: Sequence[Transition], path: str | os.PathLike[str]) -> list[Transition]:
+    """State-only rows with the actions that a file of {"id", "z"} lines has for them.
 
-    Whole episodes go to one split, so no state of a held-out episode is seen in training.
-
-    Raises ValueError unless the fractions are non-negative and sum to 1.
+    Raises ValueError for a row that the file has no action for, and for a line that is none.
     """
-    bounds = list(accumulate(fractions.values()))
-    if not bounds or min(fractions.values()) < 0 or abs(bounds[-1] - 1) > 1e-6:
-        raise ValueError(f"split fractions {fractions}: must be non-negative and sum to 1")
-    return list(fractions)[bisect_right(bounds[:-1], uniform(seed, episode))]
+    if not Path(path).is_file():
+        raise ValueError(f"data.unlabelled_actions={path}: no such file: collect it (swirl collect), or give null")
+    try:
+        actions = {line["id"]: line["z"] for line in read_lines(Path(path))}
+    except KeyError as error:
+        raise ValueError(f"{path}: a line has no {error}: a line has id and z") from None
+    if missing := next((row.id for row in rows if row.id not in actions), None):
+        raise ValueError(f"{path}: has no action for transition {missing}: give the file that was collected with it")
+    return [replace(row, z=actions[row.id]) for row in rows]
 
 
 def _parse(line: bytes, where: str) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""How one held-out prediction is judged, and the names of the figures; a run's figures are means over transitions.
+"""How one held-out prediction is judged, and the names of figures and models. A run's figures are means.
 
 FWM and IDM are measured alike: exact match, token F1 and the log-prob of the gold completion.
 """
@@ -6,7 +6,14 @@ FWM and IDM are measured alike: exact match, token F1 and the log-prob of the go
 from collections import Counter
 
 METRICS = ("exact_match", "token_f1", "gold_logprob")
-MODELS = ("warmup", "continued_sft", "swirl")
+MODELS = {
+    "warmup": "warm-up",
+    "continued_sft": "continued SFT",
+    "pseudo_labels": "pseudo-label SFT",
+    "merged": "merged SFT",
+    "all_labels": "all labels",
+    "swirl": "SWIRL",
+}
 
 
 def exact_match(prediction: str, target: str) -> bool:

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .metrics import MODELS
+
 COLOURS = {"fwm": "#3b82f6", "idm": "#e8833a"}
 BOTH = "#8b7fd6"
 _INK = "#010203"  # replaced by the page's text colour
@@ -33,6 +35,7 @@ _STYLE = {
     "legend.fontsize": 9,
     "lines.linewidth": 1.5,
 }
+BASELINES = {"continued_sft": "x", "pseudo_labels": "+", "merged": "1", "all_labels": "_"}  # model: mark
 _SFT = {"pretrain": BOTH, "fwm": COLOURS["fwm"], "idm": COLOURS["idm"], "fwm+idm": BOTH}
 
 
@@ -99,18 +102,20 @@ def _steps(title: str, roles: dict[str, list[dict]], name: str, *, log: bool = F
 
 
 def _held_out(split: str, title: str, names: dict[str, str], records: list[dict]) -> tuple[str, str]:
-    """Warm-up stands at iteration 0; the continued-SFT baseline is a cross at the last."""
-    main = [r for r in records if r["model"] != "continued_sft"]
-    baseline = [r for r in records if r["model"] == "continued_sft"]
+    """Warm-up stands at iteration 0; a baseline is a mark at the last."""
+    main = [r for r in records if r["model"] not in BASELINES]
+    baselines = {model: [r for r in records if r["model"] == model] for model in BASELINES}
 
     def draw(axes: Axes) -> None:
         for name, label in names.items():
             colour = COLOURS.get(name.split("/")[0], BOTH)
             x, y = _points(main, name)
             axes.plot(x, y, "o-", color=colour, markersize=4, label=label)
-            axes.plot(*_points(baseline, name), "x", color=colour, markersize=7, markeredgewidth=2)
-        if baseline:
-            axes.plot([], [], "x", color=_INK, label="continued SFT")
+            for model, lines in baselines.items():
+                axes.plot(*_points(lines, name), BASELINES[model], color=colour, markersize=7, markeredgewidth=2)
+        for model, lines in baselines.items():
+            if lines:
+                axes.plot([], [], BASELINES[model], color=_INK, label=MODELS[model])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("iteration (0: warm-up)")
         axes.legend()
@@ -123,10 +128,12 @@ def _supervised(records: list[dict]) -> tuple[str, str] | None:
         return None
 
     def draw(axes: Axes) -> None:
-        styles = {"pretrain": ":", "warmup": "-", "continued_sft": "--"}
+        styles = {"pretrain": ":", "warmup": "-"}
         for (phase, role), lines in groupby(records, key=lambda r: (r["phase"], r["role"])):
             x, y = _points(list(lines), "loss", at="step")
-            axes.plot(x, y, styles[phase], color=_SFT[role], label=f"{phase.replace('_', ' ')} {role.upper()}")
+            axes.plot(
+                x, y, styles.get(phase, "--"), color=_SFT[role], label=f"{phase.replace('_', ' ')} {role.upper()}"
+            )
         axes.set_xlabel("step")
         axes.legend()
 

@@ -21,9 +21,7 @@ class Row(NamedTuple):
 
     role: str
     metric: str
-    warmup: str
-    continued_sft: str
-    swirl: str
+    figures: list[str]  # of the models that `models` names
     gain: str
 
 
@@ -45,6 +43,7 @@ def write_report(run_dir: Path) -> Path:
         name=run_dir.resolve().name,
         finished=finished,
         split=summary.get("split", "test"),
+        models=[MODELS[model] for model in models(summary)],
         rows=held_out_rows(summary),
         facts=_facts(summary, env),
         pictures=pictures(records),
@@ -62,32 +61,41 @@ def write_report(run_dir: Path) -> Path:
 def held_out_table(summary: dict) -> Table:
     """summary.json's held-out figures for a terminal."""
     table = Table(title=f"Held out, {summary.get('split', 'test')} split")
-    for column in ("role", "metric", "warm-up", "continued SFT", "SWIRL", "gain"):
+    for column in ("role", "metric", *(MODELS[model] for model in models(summary)), "gain"):
         table.add_column(column, justify="left" if column in ("role", "metric") else "right")
     for row in held_out_rows(summary):
-        table.add_row(*row, end_section=row.metric == "gold log-prob")
+        table.add_row(row.role, row.metric, *row.figures, row.gain, end_section=row.metric == "gold log-prob")
     return table
+
+
+def models(summary: dict) -> list[str]:
+    """Warm-up and SWIRL, and between them the baselines that the summary has figures of."""
+    known = {"warmup", "swirl"} | {
+        model for role in summary["held_out"].values() for figures in role.values() for model in figures
+    }
+    return [model for model in MODELS if model in known]
 
 
 def held_out_rows(summary: dict) -> list[Row]:
     """Role by role, metric by metric; a log-prob's gain is the part of its distance from 0 that is gone."""
     names = {"exact_match": "exact match", "token_f1": "token F1", "gold_logprob": "gold log-prob"}
+    shown = models(summary)
     rows = [
-        _row(role.upper(), names[metric], summary["held_out"][role][metric], percent=metric != "gold_logprob")
+        _row(role.upper(), names[metric], summary["held_out"][role][metric], shown, percent=metric != "gold_logprob")
         for role in summary["held_out"]
         for metric in METRICS
     ]
     if "cycle_consistency" in summary:
-        rows.append(_row("both", "cycle consistency", summary["cycle_consistency"], percent=True))
+        rows.append(_row("both", "cycle consistency", summary["cycle_consistency"], shown, percent=True))
     return rows
 
 
-def _row(role: str, metric: str, figures: dict[str, float | None], *, percent: bool) -> Row:
-    values = [figures.get(model) for model in MODELS]
+def _row(role: str, metric: str, figures: dict[str, float | None], models: list[str], *, percent: bool) -> Row:
+    values = [figures.get(model) for model in models]
     shown = ["–" if v is None else f"{100 * v:.1f} %" if percent else f"{v:.3f}" for v in values]
-    before, _, after = values
+    before, after = figures.get("warmup"), figures.get("swirl")
     gain = "–" if before is None or after is None or before == 0 else f"{100 * (after - before) / abs(before):+.1f} %"
-    return Row(role, metric, *shown, gain)
+    return Row(role, metric, shown, gain)
 
 
 def _so_far(records: list[dict]) -> dict:

@@ -96,6 +96,10 @@ class World(Generic[Config]):
         """The state as the models read it."""
         raise NotImplementedError
 
+    def shown(self, state: Any, action: str) -> str:
+        """What an episode's `x` has of the state where this action is taken; all of it, unless the world trims."""
+        return self.render(state)
+
     def sample_action(self, state: Any, rng: Random) -> str | None:
         """What the behaviour policy does here when it acts at random; None where the episode is over."""
         actions = self.legal_actions(state)

@@ -36,7 +36,7 @@ SETTINGS = (
     *("annotate.greedy=false", "annotate.pool=8", "annotate.certainty_ceiling=-9"),
     *("phase.fwm.plausibility_floor=null", "phase.fwm.confidence_floor=null"),
     *("phase.idm.plausibility_floor=null", "phase.idm.confidence_floor=null"),
-    *("alternation.iterations=1", "alternation.order=[idm,fwm]", "alternation.continued_sft=true"),
+    *("alternation.iterations=1", "alternation.order=[idm,fwm]", "alternation.baselines=[continued_sft]"),
     *("run.save_every=1", "run.keep=2", "run.keep_best=1", "run.seed=7"),
     *("eval.batch=4", "eval.samples=2", "eval.transitions=3"),
     *("phase.idm.steps=3", "phase.fwm.steps=2"),

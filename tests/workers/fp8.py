@@ -20,7 +20,7 @@ LAYOUTS = {
 }
 RUN = (
     *PRECISION,
-    *("pretrain.steps=0", "warmup.steps=1", "alternation.order=[idm]", "alternation.continued_sft=false"),
+    *("pretrain.steps=0", "warmup.steps=1", "alternation.order=[idm]", "alternation.baselines=[]"),
     *("phase.idm.steps=2", "phase.idm.optimizer_steps=1", "phase.idm.mstep=0", "annotate.certainty_ceiling=null"),
     *("run.save_every=1", "eval.transitions=1"),
 )

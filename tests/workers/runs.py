@@ -32,7 +32,11 @@ SETTINGS = (
     *("annotate.greedy=false", "annotate.pool=18", "annotate.certainty_ceiling=-9"),
     *("phase.fwm.plausibility_floor=null", "phase.fwm.confidence_floor=null"),
     *("phase.idm.plausibility_floor=null", "phase.idm.confidence_floor=null"),
-    *("alternation.iterations=1", "alternation.order=[idm,fwm]", "alternation.continued_sft=true"),
+    *(
+        "alternation.iterations=1",
+        "alternation.order=[idm,fwm]",
+        "alternation.baselines=[continued_sft,merged,pseudo_labels,all_labels]",
+    ),
     *("phase.idm.steps=5", "phase.idm.prompts=4", "phase.idm.group=4", "phase.idm.optimizer_steps=2"),
     *("phase.idm.lr=2e-4", "phase.idm.lr_warmup=2", "phase.idm.schedule=cosine", "phase.idm.dead_std=0"),
     *("phase.idm.replay=1", "phase.idm.replay_batch=4", "phase.idm.policy_gradient=1", "phase.idm.kl_beta=0.04"),
@@ -45,6 +49,7 @@ SETTINGS = (
 # A warm-up of both roles together takes pairs of rows, and the baseline has the steps of both phases.
 SHARED = (
     *("model.weights=shared", "pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=3", "phase.fwm.steps=3"),
+    "alternation.baselines=[continued_sft]",
     "phase.idm.mstep=0",  # annotations without an M-step: they put Phase II's prompts in order
 )
 
@@ -125,6 +130,7 @@ def _stopped(work: Path) -> None:
     launch(work, "stopped", stop=_random_stop("fwm"))
     launch(work, "stopped", stop=_random_stop("continued_sft", "fwm"))
     launch(work, "stopped", stop=Stop("continued_sft", "idm", 5, signal.SIGKILL))
+    launch(work, "stopped", stop=Stop("pseudo_labels", "idm", 1))
     launch(work, "stopped")
 
 

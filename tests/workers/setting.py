@@ -38,6 +38,7 @@ def overrides(work: Path) -> list[str]:
     data = {name: work / "data" / f"{name}.jsonl" for name in ("labelled", "unlabelled", "validation", "test")}
     return [
         *(f"data.{name}={path}" for name, path in data.items()),
+        f"data.unlabelled_actions={work / 'data' / 'unlabelled_actions.jsonl'}",
         f"data.tokenizer={work / 'data' / 'tokenizer'}",
         f"model.fwm={work / 'fwm'}",
         f"model.idm={work / 'idm'}",

@@ -1,0 +1,212 @@
+"""How far the FWM sees: rolled forward on its own predictions, and as the model that a planner asks.
+
+Both are of the FWM that the session holds. The planner is greedy: of a few legal actions it takes the one whose
+predicted next state has most facts in common with the goal. Its success stands between that of a picker that draws at
+random and of one that asks the simulator itself.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+from ..data.transition import Transition
+from ..data.transitions import TransitionFile
+from ..roles import FWM
+from ..session import Session
+from ..worlds import World, find
+from .held_out import greedy
+from .metrics import exact_match, token_f1
+
+DEPTH = 3  # steps from a problem's first state to its goal, and as many for the planner
+CANDIDATES = 8  # actions to choose from at each step: the one that led to the goal, and others by chance
+
+
+def figures(session: Session) -> dict:
+    """{"horizon": ..., "planning": ...}, as far as `eval` asks for them."""
+    cfg, found = session.cfg, {}
+    if cfg.eval.horizon:
+        found["horizon"] = horizon(session, cfg.data.test_episodes, cfg.eval.horizon)
+    if cfg.eval.plans:
+        found["planning"] = planning(session, cfg.data.collection, cfg.eval.plans)
+    return found
+
+
+def horizon(session: Session, path: str, length: int) -> list[dict[str, float]]:
+    """Figures after k = 1, ..., `length` recorded actions: of states predicted from predicted states, and, as
+    "unmoved", of the first state left as it is. Over stretches of `path`, a file of whole
+    episodes, in which no step is missing.
+
+    Raises ValueError where the file has no stretch so long.
+    """
+    stretches = consecutive(TransitionFile(path, None), length)
+    if not stretches:
+        raise ValueError(f"eval.horizon={length}: {path} has no {length} steps in a row: lower eval.horizon")
+    mine = [stretches[i] for i in session.share(range(len(stretches)))]
+    states, figures = [stretch[0].x for stretch in mine], []
+    for k in range(length):
+        states = predicted(session, [replace(s[k], x=state) for s, state in zip(mine, states, strict=True)])
+        scored = [
+            (exact_match(state, s[k].y), token_f1(state, s[k].y), token_f1(s[0].x, s[k].y))
+            for s, state in zip(mine, states, strict=True)
+        ]
+        exact, f1, unmoved = (sum(values) / len(stretches) for values in zip(*session.gather(scored), strict=True))
+        figures.append({"k": k + 1, "exact_match": exact, "token_f1": f1, "unmoved/token_f1": unmoved})
+    return figures
+
+
+def consecutive(rows: Sequence[Transition], length: int) -> list[list[Transition]]:
+    """Stretches of `length` rows, none of them in two, each row's state the one before's next state."""
+    stretches: list[list[Transition]] = [[]]
+    for row in rows:
+        follows = stretches[-1] and (stretches[-1][-1].episode, stretches[-1][-1].y) == (row.episode, row.x)
+        if len(stretches[-1]) == length:
+            stretches.append([])
+        elif not follows:
+            stretches[-1] = []
+        stretches[-1].append(row)
+    return [stretch for stretch in stretches if len(stretch) == length]
+
+
+def predicted(session: Session, rows: list[Transition]) -> list[str]:
+    """The FWM's likeliest next state of each row's x and z."""
+    size, states = session.cfg.eval.batch, []
+    with session.sets.wear(session.set_of(FWM)):
+        for start in range(0, len(rows), size):
+            states += greedy(session, FWM, rows[start : start + size])
+    return states
+
+
+# planning
+
+
+@dataclass
+class Problem:
+    """From the first state of (task, seed) to the state `goal`; `way`: actions that lead there; `taken`: so far."""
+
+    task: str
+    seed: str
+    way: list[str]
+    goal: str
+    taken: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a picker sees: the state with all its facts, and for each action what of it the models are shown."""
+
+    problem: Problem
+    state: str
+    actions: list[str]
+    shown: list[str]
+
+
+Picker = Callable[[list[Choice]], list[int]]
+
+
+def planning(session: Session, collection: str, count: int) -> dict[str, float]:
+    """Shares of `count` problems in which each picker reaches the goal within DEPTH steps. `collection`: collect.json
+    of the data, which has the world's settings."""
+    description = json.loads(Path(collection).read_text())
+    kind = find(description["world"])
+    with closing(kind(kind.settings(**description["settings"]))) as world:
+        tasks = [task for task in world.tasks() if task not in description["held_out_tasks"]]
+        separator = session.cfg.data.fact_separator
+        pickers: dict[str, Picker] = {
+            "random": lambda choices: [0] * len(choices),  # they were shuffled
+            "fwm": lambda choices: closest(choices, _imagined(session, world.name, choices, separator), separator),
+            "oracle": lambda choices: closest(choices, [_true(world, c) for c in choices], separator),
+        }
+        found = problems(world, tasks, count)
+        return {
+            name: success(world, [replace(problem, taken=[]) for problem in found], picker)
+            for name, picker in pickers.items()
+        }
+
+
+def problems(world: World, tasks: Sequence[str], count: int) -> list[Problem]:
+    """Goals that DEPTH actions of the world's own behaviour lead to, none of them where it started."""
+    found: list[Problem] = []
+    for number in range(20 * count):
+        seed = f"plan/{number}"
+        rng = Random(f"{seed}/way")
+        task = rng.choice(tasks)
+        state = world.reset(task, Random(seed))
+        first, way = world.render(state), []
+        while len(way) < DEPTH and (action := world.sample_action(state, rng)) is not None:
+            state = world.step(state, action)
+            way.append(action)
+        if len(way) == DEPTH and world.render(state) != first:
+            found.append(Problem(task, seed, way, world.render(state)))
+        if len(found) == count:
+            return found
+    raise ValueError(f"eval.plans={count}: {world.name} gave only {len(found)} problems: lower eval.plans")
+
+
+def success(world: World, every: list[Problem], picker: Picker) -> float:
+    """The share of problems solved. The simulator is brought to where a problem stands by doing all again."""
+    open_problems = every
+    for _ in range(DEPTH):
+        choices = [choice for problem in open_problems if (choice := _choice(world, problem))]
+        for choice, pick in zip(choices, picker(choices), strict=True):
+            choice.problem.taken.append(choice.actions[pick])
+        open_problems = [c.problem for c in choices if world.render(_stand(world, c.problem)) != c.problem.goal]
+    solved = [problem for problem in every if world.render(_stand(world, problem)) == problem.goal]
+    return len(solved) / len(every)
+
+
+def closest(choices: list[Choice], outcomes: list[list[str]], separator: str) -> list[int]:
+    """For each choice the action whose outcome has most facts in common with the goal (F1); the first of equals."""
+    picks = []
+    for choice, states in zip(choices, outcomes, strict=True):
+        likeness = [common_facts(state, choice.problem.goal, separator) for state in states]
+        picks.append(max(range(len(states)), key=likeness.__getitem__))
+    return picks
+
+
+def common_facts(one: str, other: str, separator: str) -> float:
+    ours, theirs = Counter(one.split(separator)), Counter(other.split(separator))
+    return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+
+
+def _stand(world: World, problem: Problem, *further: str):
+    state = world.reset(problem.task, Random(problem.seed))
+    for action in (*problem.taken, *further):
+        state = world.step(state, action)
+    return state
+
+
+def _choice(world: World, problem: Problem) -> Choice | None:
+    """None where nothing can be done any more."""
+    state, step = _stand(world, problem), len(problem.taken)
+    legal = world.legal_actions(state)
+    rng = Random(f"{problem.seed}/choice/{step}")
+    actions = rng.sample(legal, min(CANDIDATES, len(legal)))
+    if problem.taken == problem.way[:step] and problem.way[step] not in actions:
+        actions[-1:] = [problem.way[step]]
+    rng.shuffle(actions)
+    if not actions:
+        return None
+    return Choice(problem, world.render(state), actions, [world.shown(state, action) for action in actions])
+
+
+def _true(world: World, choice: Choice) -> list[str]:
+    return [world.render(_stand(world, choice.problem, action)) for action in choice.actions]
+
+
+def _imagined(session: Session, name: str, choices: list[Choice], separator: str) -> list[list[str]]:
+    """What the FWM makes of each action: facts that it was not shown stay as they are."""
+    rows = [
+        Transition(f"{c.problem.seed}/{action}", shown, action, "", name, c.problem.seed, len(c.problem.taken))
+        for c in choices
+        for action, shown in zip(c.actions, c.shown, strict=True)
+    ]
+    states = iter(predicted(session, rows))
+    outcomes = []
+    for choice in choices:
+        hidden = [set(choice.state.split(separator)) - set(shown.split(separator)) for shown in choice.shown]
+        outcomes.append([separator.join([next(states), *sorted(facts)]) for facts in hidden])
+    return outcomes
