@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""The tables of docs/evidence/NAME.md from what `recipes/evidence.py NAME` kept: means over seeds, and their spread.
+
+Command: python recipes/evidence_tables.py minigrid        (writes docs/evidence/minigrid.md)
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean
+
+from swirl_nemo.evaluation.metrics import METRICS, MODELS
+
+KEPT = Path("docs/evidence")
+RUNS = {
+    "swirl": "SWIRL",
+    "no_gradient": "SWIRL, Phase I's policy gradient off",
+    "permuted": "SWIRL, Phase I's advantages permuted",
+    "phase_1": "Phase I alone",
+    "phase_2": "Phase II alone",
+    "shared": "SWIRL, shared weights",
+}
+TITLES = {"exact_match": "exact match, %", "token_f1": "token F1, %", "gold_logprob": "gold log-prob, nats"}
+SPLITS = {"test_combinations": "combinations without a label", "test_tasks": "tasks never seen"}
+Kept = dict[str, dict[int, dict]]  # by run and seed
+
+
+def read(experiment: str) -> Kept:
+    found: Kept = {}
+    for path in sorted((KEPT / experiment).glob("*.json")):
+        run, _, seed = path.stem.rpartition("-")
+        found.setdefault(run, {})[int(seed)] = json.loads(path.read_text())
+    return found
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def cell(values: list[float | None], *, percent: bool = True) -> str:
+    """The mean, and the least and the most where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    scaled = [100 * value if percent else value for value in known]
+    spread = f" ({min(scaled):.1f} to {max(scaled):.1f})" if len(scaled) > 1 else ""
+    return f"{fmean(scaled):.1f}{spread}"
+
+
+def models(kept: Kept) -> Iterator[tuple[str, list[dict], str]]:
+    """Rows of the main table: a name, the runs of all seeds, and the model of them that is meant."""
+    first = list(kept.get("swirl", {}).values())
+    for model, name in MODELS.items():
+        if model != "swirl" and any(model in run["held_out"]["fwm"]["exact_match"] for run in first):
+            yield name, first, model
+    for run, name in RUNS.items():
+        if run in kept:
+            yield name, list(kept[run].values()), "swirl"
+    if "shared" in kept:
+        yield "warm-up, shared weights", list(kept["shared"].values()), "warmup"
+        yield "continued SFT, shared weights", list(kept["shared"].values()), "continued_sft"
+
+
+def main_table(kept: Kept) -> str:
+    columns = [(role, metric) for role in ("fwm", "idm") for metric in METRICS]
+    rows = []
+    for name, runs, model in models(kept):
+        figures = [
+            cell([run["held_out"][role][metric].get(model) for run in runs], percent=metric != "gold_logprob")
+            for role, metric in columns
+        ]
+        cycle = cell([run["cycle_consistency"].get(model) for run in runs])
+        rows.append([name, str(len(runs)), *figures, cycle])
+    head = ["", "seeds", *(f"{role.upper()} {TITLES[metric]}" for role, metric in columns), "cycle consistency, %"]
+    return table(head, rows)
+
+
+def gains(kept: Kept) -> str:
+    """SWIRL over warm-up and over each baseline, relative, seed by seed."""
+    rows = []
+    for seed, run in sorted(kept["swirl"].items()):
+        for role in ("fwm", "idm"):
+            exact = run["held_out"][role]["exact_match"]
+            others = [exact.get(model) for model in ("warmup", "continued_sft", "pseudo_labels")]
+            over = ["-" if not value else f"{100 * (exact['swirl'] / value - 1):+.1f}" for value in others]
+            rows.append([str(seed), role.upper(), f"{100 * exact['swirl']:.1f}", *over])
+    return table(
+        ["seed", "role", "SWIRL", "over warm-up, %", "over continued SFT, %", "over pseudo-label SFT, %"], rows
+    )
+
+
+def further(kept: Kept) -> str:
+    rows = []
+    for split, name in SPLITS.items():
+        runs = [run["further"][split] for run in kept["swirl"].values() if split in run["further"]]
+        for role in ("fwm", "idm") if runs else ():
+            shown = [cell([run[role]["exact_match"].get(model) for run in runs]) for model in MODELS]
+            rows.append([name, role.upper(), *shown])
+    return table(["split", "role", *MODELS.values()], rows) if rows else ""
+
+
+def ahead(kept: Kept) -> str:
+    """Quality against the number of steps, and planning."""
+    runs = {name: kept[name] for name in ("swirl", "no_gradient") if name in kept}
+    sources = [("warm-up", "swirl", "warmup"), *((RUNS[name], name, "swirl") for name in runs)]
+    found = [
+        (name, [run["lookahead"][model] for run in runs[source].values() if model in run["lookahead"]])
+        for name, source, model in sources
+    ]
+    found = [(name, parts) for name, parts in found if parts]
+    text = ""
+    if horizons := [(name, [part["horizon"] for part in parts if "horizon" in part]) for name, parts in found]:
+        rows = []
+        for name, parts in horizons:
+            for metric in ("exact_match", "token_f1"):
+                steps = zip(*parts, strict=True)
+                rows.append([name, TITLES[metric], *(cell([step[metric] for step in k]) for k in steps)])
+        unmoved = [cell([step["unmoved/token_f1"] for step in k]) for k in zip(*horizons[0][1], strict=True)]
+        rows.append(["first state left as it is", TITLES["token_f1"], *unmoved])
+        text += table(["after k steps", "", *(str(k + 1) for k in range(len(unmoved)))], rows) + "\n"
+    plans = [(name, [part["planning"] for part in parts if "planning" in part]) for name, parts in found]
+    if any(parts for _, parts in plans):
+        rows = [[f"FWM, {name}", cell([part["fwm"] for part in parts])] for name, parts in plans if parts]
+        for picker in ("random", "oracle"):
+            rows.append([picker, cell([part[picker] for part in plans[0][1]])])
+        text += table(["picker", "goals reached, %"], rows)
+    return text
+
+
+def efficiency(kept: Kept) -> str:
+    """Exact match against the number of state-only transitions."""
+    runs = {name: part for name, part in kept.items() if name.startswith("states-") or name == "swirl"}
+    by_count = sorted(runs.values(), key=lambda part: next(iter(part.values()))["state_only"])
+    rows = []
+    for part in by_count:
+        figures = [
+            cell([run["held_out"][role]["exact_match"].get(model) for run in part.values()])
+            for role in ("fwm", "idm")
+            for model in ("warmup", "continued_sft", "swirl")
+        ]
+        rows.append([str(next(iter(part.values()))["state_only"]), *figures])
+    names = [f"{role} {MODELS[m]}" for role in ("FWM", "IDM") for m in ("warmup", "continued_sft", "swirl")]
+    return table(["state-only transitions", *names], rows) if len(rows) > 1 else ""
+
+
+def costs(kept: Kept) -> str:
+    rows = [
+        [RUNS.get(run, run), *(f"{value:.0f}" for value in (fmean(r["seconds"] for r in part.values()),))]
+        for run, part in kept.items()
+    ]
+    return table(["run", "seconds, one core"], rows)
+
+
+def main(experiment: str) -> None:
+    kept = read(experiment)
+    if "swirl" not in kept:
+        sys.exit(f"{KEPT / experiment} has no swirl-SEED.json: run python recipes/evidence.py {experiment}")
+    some = next(iter(kept["swirl"].values()))
+    parts = {
+        f"Test split, {some['labels_used']} labels, {some['state_only']} state-only transitions": main_table(kept),
+        "Gains in exact match, seed by seed": gains(kept),
+        "Other test splits, exact match, %": further(kept),
+        "Looking ahead": ahead(kept),
+        "Exact match against state-only transitions, %": efficiency(kept),
+        "Cost": costs(kept),
+    }
+    text = f"# {experiment}\n\nBy `python recipes/evidence_tables.py {experiment}`. Means over seeds (least to most).\n"
+    text += "".join(f"\n## {title}\n\n{part}" for title, part in parts.items() if part)
+    KEPT.joinpath(f"{experiment}.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
