@@ -72,7 +72,7 @@ def gone(pids: list[int], seconds: float = 10) -> bool:
 
 
 def test_a_crash_is_tried_again_and_leaves_no_trace_in_the_rows(undisturbed, trouble, tmp_path):
-    folder = trouble(crashes_once=TASKS[::3])
+    folder = trouble(crashes_once=TASKS[::4])
     collect(configure(tmp_path / "out"))
     same(tmp_path / "out", undisturbed, *FILES)
     crashed = [row for row in rows(tmp_path / "out" / "episodes.jsonl")[1:] if row["failures"]]
@@ -156,7 +156,7 @@ def test_a_hanging_simulator_ends_with_the_process_that_asked_it(trouble, tmp_pa
     assert {int(pid) for pid in hung.read_text().split()} <= set(left) and gone(left)
 
 
-@pytest.mark.parametrize("change", [{"episode_steps": 5}, {"most": 8}, {"held_out_tasks": 3}, {"seed": 1}])
+@pytest.mark.parametrize("change", [{"most": 8}, {"held_out_tasks": 3}, {"seed": 1}])
 def test_kept_episodes_of_other_settings_are_not_mixed_in(undisturbed, tmp_path, change):
     used, fresh = tmp_path / "used", tmp_path / "fresh"
     used.mkdir()

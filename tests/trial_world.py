@@ -39,10 +39,10 @@ class Trial(World[TrialConfig]):
         misbehave(task, rng.getrandbits(40))
         counts = {thing: rng.randrange(self.config.most) for thing in THINGS}
         for _ in range(self.config.episode_steps):
-            x = self.render(counts)
+            x = f"{task}\n{self.render(counts)}"
             thing = rng.choice(THINGS)
             counts[thing] += 1
-            yield Step(x, f"put {thing}", self.render(counts))
+            yield Step(x, f"put {thing}", f"{task}\n{self.render(counts)}")
 
     def render(self, state: dict[str, int]) -> str:
         return "\n".join(f"{thing} {count}" for thing, count in state.items())

@@ -1,6 +1,8 @@
-// What a MiniWoB++ page shows and what can be done to it; run in the page. Returns whether the episode is over, the
-// texts that the instruction stresses, and for each line of the state its actions: their name, the element, and the key
-// to press: "" for a click, "type" for a text, whose words the caller puts before the name, "paste" for the note's text.
+// Clicks an element of a MiniWoB++ page, where one is given, and says what the page then shows; run in the page. Returns
+// whether the episode is over, the texts that the instruction stresses, and for each line of the state its actions: their
+// name, the element, and how: "click" by this script; "mouse" where an element asks for more than a click event; "type"
+// for a text, which the caller puts before the name; "paste" for the note's text; otherwise a key to press.
+if (arguments[0]) arguments[0].click();
 const clean = text => text.replace(/\s+/g, ' ').trim().toLowerCase().replace(/:$/, '');
 const seen = {};
 const nth = kind => seen[kind] = (seen[kind] || 0) + 1;
@@ -9,7 +11,7 @@ const named = (kind, el) => {
   return kind + ' ' + (around && clean(around.textContent) || place);
 };
 const mark = (line, word, on) => on ? line + ' ' + word : line;
-const click = (name, el, possible = true) => possible ? [['click ' + name, el, '']] : [];
+const click = (name, el, possible = true, how = 'click') => possible ? [['click ' + name, el, how]] : [];
 const toggle = (kind, el, on, back) => {
   const name = named(kind, el);
   return [mark(name, 'on', on), click(name, el, back || !on)];
@@ -22,7 +24,7 @@ const field = el => {
 };
 const option = el => {
   const name = 'option ' + clean(el.textContent), several = el.parentElement.multiple;
-  return [mark(name, 'on', el.selected), click(name, el, several || !el.selected)];
+  return [mark(name, 'on', el.selected), click(name, el, several || !el.selected, 'mouse')];
 };
 const slider = el => {
   const name = 'slider ' + nth('slider'), handle = el.querySelector('.ui-slider-handle');
@@ -43,28 +45,28 @@ const square = el => {
 const boxes = el => {
   const name = 'row ' + nth('row'), all = [...el.querySelectorAll('input')];
   const line = name + ' ' + all.map(box => box.checked ? 'x' : '-').join(' ');
-  return [line, all.map((box, i) => ['click ' + name + ' box ' + (i + 1), box, ''])];
+  return [line, all.map((box, i) => ['click ' + name + ' box ' + (i + 1), box, 'click'])];
 };
 const parity = el => {
   const name = 'number ' + nth('number'), line = name + ' is ' + el.querySelector('.display-number').textContent;
   const chosen = el.querySelector('.selected');
   const ways = ['odd', 'even'].filter(way => !chosen || !chosen.classList.contains(way));
   return [mark(line, chosen && clean(chosen.textContent), chosen),
-    ways.map(way => ['set ' + name + ' ' + way, el.querySelector('.' + way), ''])];
+    ways.map(way => ['set ' + name + ' ' + way, el.querySelector('.' + way), 'click'])];
 };
 const dish = el => {
   const name = clean(el.dataset.item), count = +el.dataset.quantity;
-  const ways = [['add ' + name, el.querySelector('.add'), '']];
-  if (count) ways.push(['remove ' + name, el.querySelector('.remove'), '']);
+  const ways = [['add ' + name, el.querySelector('.add'), 'click']];
+  if (count) ways.push(['remove ' + name, el.querySelector('.remove'), 'click']);
   return [mark(name, count, count), ways];
 };
 const post = el => {
   const name = 'post ' + nth('post'), ways = ['reply', 'retweet', 'like', 'share'];
   const on = ways.filter(way => el.querySelector('.' + way).classList.contains('active'));
   const by = clean(el.querySelector('.username').textContent);
-  return [[name, by, ...on].join(' '), ways.map(way => [way + ' ' + name, el.querySelector('.' + way), ''])];
+  return [[name, by, ...on].join(' '), ways.map(way => [way + ' ' + name, el.querySelector('.' + way), 'click'])];
 };
-const date = el => [mark('date', 'is ' + el.value, el.value), click('date', el, !$('.ui-datepicker:visible').length)];
+const date = el => [mark('date', 'is ' + el.value, el.value), click('date', el, true, 'mouse')];
 const submit = el => ['button ' + clean(el.textContent), click(clean(el.textContent), el)];
 const note = el => ['note ' + clean(el.value || el.textContent), []];
 const row = el => ['note ' + clean([...el.children].map(cell => cell.textContent).join(' ')), []];
@@ -86,8 +88,8 @@ const calendar = document.querySelector('.ui-datepicker');
 if (calendar && calendar.getClientRects().length) {  // it lies over the rest
   lines.forEach(line => line[1] = []);
   const ways = ['prev', 'next'].map(way => [way, calendar.querySelector('.ui-datepicker-' + way)])
-    .filter(([, el]) => !el.classList.contains('ui-state-disabled')).map(([way, el]) => ['click ' + way, el, '']);
-  const days = [...calendar.querySelectorAll('td a')].map(el => ['pick ' + el.textContent, el, '']);
+    .filter(([, el]) => !el.classList.contains('ui-state-disabled')).map(([way, el]) => ['click ' + way, el, 'click']);
+  const days = [...calendar.querySelectorAll('td a')].map(el => ['pick ' + el.textContent, el, 'click']);
   lines.push([clean('month ' + calendar.querySelector('.ui-datepicker-title').textContent), [...ways, ...days]]);
 }
 const query = document.querySelector('#query');

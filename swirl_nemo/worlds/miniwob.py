@@ -49,11 +49,11 @@ READ = Path(__file__).with_suffix(".js").read_text()
 
 
 class Target(NamedTuple):
-    """What an action is done to: the line that shows it, the element, and the key of READ's actions."""
+    """What an action is done to: the line that shows it, the element, and how, as READ says it."""
 
     line: str
     element: "WebElement"
-    key: str
+    how: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,16 +107,18 @@ class MiniWob(World[MiniWobConfig]):
     def step(self, state: State, action: str) -> State:
         if action not in self.legal_actions(state):
             raise ValueError(f"miniwob: {action!r} is not possible in {self.render(state)!r}: see legal_actions")
-        target = state.actions[action]
-        if target.key == "type":
-            target.element.clear()
-            target.element.send_keys(_typed(action)[0])
-        elif target.key == "paste":
-            self._paste(target.element)
-        elif target.key:
-            target.element.send_keys(target.key)
+        element, how = state.actions[action].element, state.actions[action].how
+        if how == "click":
+            return self._observe(element)
+        if how == "mouse":
+            element.click()
+        elif how == "type":
+            element.clear()
+            element.send_keys(_typed(action)[0])
+        elif how == "paste":
+            self._paste(element)
         else:
-            target.element.click()
+            element.send_keys(how)
         return self._observe()
 
     def render(self, state: State) -> str:
@@ -146,19 +148,19 @@ class MiniWob(World[MiniWobConfig]):
             self._running.quit()
             self._running = self._now = None
 
-    def _observe(self) -> State:
-        over, asked, shown = self._browser().execute_script(READ)
+    def _observe(self, clicked: "WebElement | None" = None) -> State:
+        over, asked, shown = self._browser().execute_script(READ, clicked)
         lines = [line for line, _ in shown]
-        fields = {name.removeprefix("in text ") for _, ways in shown for name, _, key in ways if key == "type"}
+        fields = {name.removeprefix("in text ") for _, ways in shown for name, _, how in ways if how == "type"}
         buttons = {line.removeprefix("button ") for line in lines}
         asked = [text for text in asked if text not in fields | buttons] if fields else []
         noted = [word for line in lines if line.startswith("note ") for word in re.findall(r"[\w'-]*\w", line)[1:]]
         texts = dict.fromkeys([*asked, *noted, *WORDS])
         actions: list[tuple[str, Target]] = []
         for line, ways in [] if over else shown:
-            for name, element, key in ways:
+            for name, element, how in ways:
                 names = [f"type {text} {name}" for text in texts if not line.endswith(f" is {text}")]
-                actions += [(each, Target(line, element, key)) for each in (names if key == "type" else [name])]
+                actions += [(each, Target(line, element, how)) for each in (names if how == "type" else [name])]
         times = Counter(action for action, _ in actions)  # of elements of one name neither can be meant
         possible = {action: target for action, target in actions if times[action] == 1}
         self._now = State((*(f"ask {text}" for text in asked), *lines, *(["over"] if over else [])), possible)
