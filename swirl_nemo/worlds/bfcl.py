@@ -93,7 +93,7 @@ def _file_calls(api: Any, names: Names) -> Iterator[Call]:
     yield from (("touch", {"file_name": name}) for name in names.files)
     yield from (("rmdir", {"dir_name": name}) for name in folders)
     yield from (("rm", {"file_name": name}) for name in movable)
-    for name in here:
+    for name in movable:
         if name in folders:
             yield from (("mv", {"source": name, "destination": new}) for new in names.folders if new not in here)
             continue
@@ -322,7 +322,7 @@ def cases() -> list[dict]:
         path = files("bfcl_eval") / "data" / "BFCL_v4_multi_turn_base.json"
     except ImportError as error:
         raise ValueError(
-            f"world=bfcl: the Python package {error.name} is missing: install swirl-nemo[worlds]"
+            "world=bfcl: the Python package bfcl-eval is missing: pip install --no-deps bfcl-eval==2026.3.23"
         ) from error
     return [json.loads(line)["initial_config"] for line in path.read_text(encoding="utf-8").splitlines()]
 
