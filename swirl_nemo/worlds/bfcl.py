@@ -104,8 +104,9 @@ def _file_calls(api: Any, names: Names) -> Iterator[Call]:
 
 
 def _vehicle_scenario(case: dict, rng: Random, names: Names) -> dict:
-    """Of the case what it has beside the facts of a car, and its climate."""
-    doors = {door: rng.choice(["locked", "unlocked"]) for door in ("driver", "passenger", "rear_left", "rear_right")}
+    """The case's climate and parking brake; the rest is drawn."""
+    how = rng.choice([["locked"], ["locked", "unlocked"]])  # with one unlocked the engine does not start
+    doors = {door: rng.choice(how) for door in ("driver", "passenger", "rear_left", "rear_right")}
     return case | {
         "fuelLevel": rng.randint(0, 40),
         "engineState": rng.choice(["running", "stopped"]),
