@@ -85,11 +85,11 @@ for (const el of document.querySelectorAll('#area *')) {
   if (kind && kind[1] && box.getClientRects().length) lines.push(kind[1](el));
 }
 const calendar = document.querySelector('.ui-datepicker');
-if (calendar && calendar.getClientRects().length) {  // it lies over the rest
+if (calendar && calendar.getClientRects().length) {  // it lies over the rest; a mouse moves the focus, on which it opens
   lines.forEach(line => line[1] = []);
   const ways = ['prev', 'next'].map(way => [way, calendar.querySelector('.ui-datepicker-' + way)])
-    .filter(([, el]) => !el.classList.contains('ui-state-disabled')).map(([way, el]) => ['click ' + way, el, 'click']);
-  const days = [...calendar.querySelectorAll('td a')].map(el => ['pick ' + el.textContent, el, 'click']);
+    .filter(([, el]) => !el.classList.contains('ui-state-disabled')).map(([way, el]) => ['click ' + way, el, 'mouse']);
+  const days = [...calendar.querySelectorAll('td a')].map(el => ['pick ' + el.textContent, el, 'mouse']);
   lines.push([clean('month ' + calendar.querySelector('.ui-datepicker-title').textContent), [...ways, ...days]]);
 }
 const query = document.querySelector('#query');
