@@ -164,6 +164,8 @@ def test_texts_are_read_back_into_the_grid_that_they_were_made_of(world, task):
         assert parse_state(text) == state and seen(load(parse_state(text))) == seen(env)
         assert texts.setdefault(text, seen(env)) == seen(env)
         assert max(len(line.split()) for line in text.split("\n")) <= 4 and env.grid.height <= 10
+        things = [line.split()[:2] for line in text.split("\n")[1:] if line.startswith(("ball", "box", "door", "key"))]
+        assert things == sorted(things), "a thing's fact has no fixed place"
         assert not any(cell is not None and cell.contains for cell in env.grid.grid), "a box hides something"
 
 
