@@ -213,7 +213,7 @@ def _launch() -> "Chrome":
         ) from error
     options = ChromeOptions()
     options.binary_location = paths["chromium"]
-    options.ignore_local_proxy_environment_variables()
+    options.ignore_local_proxy_environment_variables()  # deprecated, with no other way yet for a local driver
     for argument in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "lang=en-US"):
         options.add_argument(argument)
     # The driver's path is given because selenium would look for one on the internet first.
