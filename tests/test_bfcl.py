@@ -131,7 +131,7 @@ def test_the_engine_starts_with_doors_locked_and_the_pedal_down(world):
 
 
 def test_posts_share_no_list_of_mentions(world):
-    """`post_tweet` has lists as defaults, which its posts would share from episode to episode."""
+    """`post_tweet` has lists as defaults, which posts of one object share: each call has a copy of its own."""
     for _ in range(2):
         state = play(world, start("TwitterAPI", POSTS), ["post_tweet final", "post_tweet error", "mention 2 @john"])
         assert "tweet 2 alice final @john\ntweet 3 alice error" in state.text and state.text.count("@") == 1

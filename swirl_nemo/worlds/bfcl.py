@@ -35,7 +35,7 @@ SEPARATOR = "\n"
 SOURCE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code"
 MAX_FACTS = 12
 CITIES = ("Autumnville", "Maplecrest", "Oakendale", "Rivermist", "Silverpine", "Stonebrook", "Willowbend")
-UNSEEN = ("password", "tags", "mentions")  # arguments that are always the same, and not written
+UNSEEN = ("password",)  # arguments that are always the same, and not written
 Call = tuple[str, dict[str, Any]]  # a method and its arguments
 
 
@@ -209,7 +209,7 @@ def _post_facts(api: Any) -> Iterator[str]:
 
 def _post_calls(api: Any, names: Names) -> Iterator[Call]:
     yield "authenticate_twitter", {"username": api.username, "password": "secret"}
-    yield from (("post_tweet", {"content": word, "tags": [], "mentions": []}) for word in names.words)
+    yield from (("post_tweet", {"content": word}) for word in names.words)
     yield from (("follow_user", {"username_to_follow": name}) for name in names.people if name != api.username)
     yield from (("unfollow_user", {"username_to_unfollow": name}) for name in api.following_list)
     for number in api.tweets:
@@ -252,8 +252,8 @@ class State:
         texts = {self.text}
         for method, arguments in APIS[self.api].calls(self.tool, self.names):
             after = State(self.api, deepcopy(self.tool), self.names)
-            answer = getattr(after.tool, method)(**deepcopy(arguments))
-            if "error" in (answer or {}) or after.text in texts or after.text.count(SEPARATOR) >= MAX_FACTS:
+            getattr(after.tool, method)(**arguments)  # a call that fails answers with an error, and changes nothing
+            if after.text in texts or after.text.count(SEPARATOR) >= MAX_FACTS:
                 continue
             texts.add(after.text)
             found[_written(method, arguments)] = after
