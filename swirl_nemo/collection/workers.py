@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from random import Random
+from threading import Thread
 
 import psutil
 
@@ -140,14 +141,8 @@ class _Worker:
         return job
 
     def kill(self) -> None:
-        """Ends the process and what it started: its children, and those of its session where it is dead already."""
-        with suppress(psutil.NoSuchProcess):
-            for child in psutil.Process(self._process.pid).children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.kill()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
+        """Ends the process and what it started."""
+        _end(self._process.pid)
         self._process.join()
         self.pipe.close()
 
@@ -160,9 +155,32 @@ class _Worker:
         self.kill()
 
 
+def _end(worker: int) -> None:
+    """Kills a worker after what it started: its descendants, and those of its session where it is dead already."""
+    started = {pid for pid in psutil.pids() if _session(pid) == worker}
+    with suppress(psutil.NoSuchProcess):
+        started |= {child.pid for child in psutil.Process(worker).children(recursive=True)}
+    for pid in [*(started - {worker}), worker]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _session(pid: int) -> int | None:
+    with suppress(ProcessLookupError):
+        return os.getsid(pid)
+    return None
+
+
+def _follow_parent() -> None:
+    """A simulator that hangs would never see that its pipe is closed."""
+    parent_process().join()
+    _end(os.getpid())
+
+
 def _serve(pipe: Connection, config: WorldConfig, seed: int) -> None:
     """The worker's life: an empty list once the world has started, then a list of steps, or a line on what failed."""
-    os.setsid()  # what the simulator starts can be killed as one group; Ctrl-C reaches the parent alone
+    os.setsid()  # what the simulator starts is known by its session; Ctrl-C reaches the parent alone
+    Thread(target=_follow_parent, daemon=True).start()
     try:
         with _opened(config) as world:
             pipe.send([])

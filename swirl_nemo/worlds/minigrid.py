@@ -40,6 +40,8 @@ FACINGS = ("east", "south", "west", "north")
 COLUMNS = "abcdefghijklmnop"
 COLOURS = ("blue", "green", "grey", "purple", "red", "yellow")
 PORTABLE = ("ball", "box", "key")
+THINGS = ("door", *PORTABLE)
+STAYS = ("goal", "wall", "lava")
 COLOUR, CELL = f"(?:{'|'.join(COLOURS)})", f"[{COLUMNS}][0-9]"
 FACT = re.compile(
     rf"agent {CELL} (?:{'|'.join(FACINGS)})|door {COLOUR} {CELL} (?:open|shut|locked)"
@@ -91,10 +93,12 @@ def load(state: State) -> "MiniGridEnv":
 
 def _read(room: Room) -> State:
     env = room.env
-    places = {id(thing): _cell(i % env.width, i // env.width) for i, thing in enumerate(env.grid.grid)}
-    values = []
+    cells, values = env.grid.grid, []
     for thing in room.things:
-        value = "held" if thing is env.carrying else places.get(id(thing), "gone")
+        value = "held" if thing is env.carrying else "gone"
+        if thing in cells:
+            row, column = divmod(cells.index(thing), env.width)
+            value = _cell(column, row)
         if thing.type == "door":
             value += " open" if thing.is_open else " locked" if thing.is_locked else " shut"
         values.append(value)
@@ -109,18 +113,10 @@ def _position(cell: str) -> tuple[int, int]:
     return COLUMNS.index(cell[0]), int(cell[1])
 
 
-def _is_thing(cell: "WorldObj | None") -> bool:
-    return cell is not None and cell.type in ("door", *PORTABLE)
-
-
-def _first(env: "MiniGridEnv") -> State:
-    """The state that a new environment stands at. Things are in the order of their names, then of their first cells."""
-    grid = env.grid
+def _room(env: "MiniGridEnv", things: list["WorldObj"]) -> Room:
     env.gen_obs = dict  # the agent's own view, most of a step's time: states are of the whole grid
-    order = sorted(range(len(grid.grid)), key=lambda i: (i % grid.width, i // grid.width))
-    things = sorted((grid.grid[i] for i in order if _is_thing(grid.grid[i])), key=lambda it: (it.type, it.color))
-    bare = tuple(None if _is_thing(cell) else cell for cell in grid.grid)
-    return _read(Room(env, tuple(things), bare, _frame(grid), {}))
+    bare = tuple(None if cell in things else cell for cell in env.grid.grid)
+    return Room(env, tuple(things), bare, _frame(env.grid), {})
 
 
 def _frame(grid: "Grid") -> tuple[str, ...]:
@@ -138,39 +134,33 @@ def _frame(grid: "Grid") -> tuple[str, ...]:
 
 def render(state: State) -> str:
     facts = [f"agent {_cell(*state.agent)} {FACINGS[state.facing]}"]
-    facts += [
-        f"{thing.type} {thing.color} {value}" for thing, value in zip(state.room.things, state.values, strict=True)
-    ]
+    facts += [f"{it.type} {it.color} {value}" for it, value in zip(state.room.things, state.values, strict=True)]
     return SEPARATOR.join([*facts, *state.room.frame])
 
 
 def parse_state(text: str) -> State | None:
     """The state that `text` renders, in a room built anew, or None if it renders none."""
     lines = text.split(SEPARATOR)
-    words = [line.split(" ") for line in lines]
-    kinds = [kind for kind, *_ in words]
-    if not all(FACT.fullmatch(line) for line in lines) or kinds.count("corner") != 1 or kinds.count("agent") != 1:
+    facts = [line.split(" ") for line in lines]
+    once = [fact for fact in facts if fact[0] in ("agent", "corner")]
+    if not all(FACT.fullmatch(line) for line in lines) or [kind for kind, *_ in once] != ["agent", "corner"]:
         return None
-    _, cell, facing = words[kinds.index("agent")]
-    agent, (right, bottom) = _position(cell), _position(words[kinds.index("corner")][1])
-    stones = [(kind, at[0] + row) for kind, at, *_ in words if kind in ("goal", "wall", "lava") for row in at[1:]]
-    things = [fact for fact in words if fact[0] in ("door", *PORTABLE)]
-    mentioned = [
-        agent,
-        *(_position(at) for _, at in stones),
-        *(_position(at) for _, _, at, *_ in things if at[1:].isdigit()),
-    ]
-    if right < 2 or bottom < 2 or any(x > right or y > bottom for x, y in mentioned):
+    (_, spot, facing), (_, corner) = once
+    spots = re.findall(f"[{COLUMNS}][0-9]+", text)  # of wall and lava several rows at once
+    if corner[0] < "c" or corner[1] < "2" or any(it[0] > corner[0] or max(it[1:]) > corner[1] for it in spots):
         return None
-    room = _build(right + 1, bottom + 1, stones, [(kind, colour) for kind, colour, *_ in things])
-    state = State(room, agent, FACINGS.index(facing), tuple(" ".join(value) for _, _, *value in things))
-    under = load(state).grid.get(*agent)
-    # Whatever stands twice, in another's place or in another order is not read back as it was written.
-    sound = _read(room) == state and render(state) == text and (under is None or under.can_overlap())
-    return state if sound and not _burning(state) else None
+    things = [fact for fact in facts if fact[0] in THINGS]
+    room = _build(corner, [fact for fact in facts if fact[0] in STAYS], [(kind, colour) for kind, colour, *_ in things])
+    state = State(room, _position(spot), FACINGS.index(facing), tuple(" ".join(value) for _, _, *value in things))
+    grid = load(state).grid
+    under = grid.get(*state.agent)
+    sound = (under is None or under.can_overlap()) and not _burning(state)
+    sound &= all(old is None or old is new for old, new in zip(room.bare, grid.grid, strict=True))
+    # What is told twice, or in another order, is not read back as it was written.
+    return state if sound and _read(room) == state and render(state) == text else None
 
 
-def _build(width: int, height: int, stones: list[tuple[str, str]], things: list[tuple[str, str]]) -> Room:
+def _build(corner: str, stays: list[list[str]], things: list[tuple[str, str]]) -> Room:
     from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX
     from minigrid.core.mission import MissionSpace
     from minigrid.core.world_object import WorldObj
@@ -179,12 +169,13 @@ def _build(width: int, height: int, stones: list[tuple[str, str]], things: list[
     def make(kind: str, colour: str = "grey") -> "WorldObj":
         return WorldObj.decode(OBJECT_TO_IDX[kind], COLOR_TO_IDX[colour], 0)
 
-    env = MiniGridEnv(MissionSpace(mission_func=lambda: ""), width=width, height=height)
-    env.gen_obs = dict
-    env.grid.wall_rect(0, 0, width, height)
-    for kind, cell in stones:
-        env.grid.set(*_position(cell), make(kind))
-    return Room(env, tuple(make(*thing) for thing in things), tuple(env.grid.grid), _frame(env.grid), {})
+    right, bottom = _position(corner)
+    env = MiniGridEnv(MissionSpace(mission_func=lambda: ""), width=right + 1, height=bottom + 1)
+    env.grid.wall_rect(0, 0, right + 1, bottom + 1)
+    for kind, (column, *rows) in stays:
+        for row in rows:
+            env.grid.set(*_position(column + row), make(kind))
+    return _room(env, [make(*thing) for thing in things])
 
 
 def _burning(state: State) -> bool:
@@ -262,7 +253,8 @@ class MiniGrid(World[MiniGridConfig]):
     def reset(self, task: str, rng: Random) -> State:
         env = _import().make(f"MiniGrid-{task}-v0").unwrapped
         env.reset(seed=rng.getrandbits(31))
-        return _first(env)
+        things = [cell for cell in env.grid.grid if cell is not None and cell.type in THINGS]
+        return _read(_room(env, sorted(things, key=lambda thing: (thing.type, thing.color))))
 
     def legal_actions(self, state: State) -> list[str]:
         return [action for actions in outcomes(state).values() for action in actions]
@@ -276,13 +268,15 @@ class MiniGrid(World[MiniGridConfig]):
     def render(self, state: State) -> str:
         return render(state)
 
-    def sample_action(self, state: State, rng: Random) -> str:
+    def sample_action(self, state: State, rng: Random) -> str | None:
         """Of the actions with one outcome the first alone. What is done to things is drawn before the way to it, so
         that the many ways to walk do not crowd it out.
         """
         first = [actions[0].split() for actions in outcomes(state).values()]
-        sizes = sorted({len(moves) for moves in first})
-        size = rng.choices(sizes, weights=[self.config.moves[size - 1] for size in sizes])[0]
+        weights = {len(moves): self.config.moves[len(moves) - 1] for moves in first}
+        if not any(weights.values()):
+            return None
+        size = rng.choices(list(weights), weights=list(weights.values()))[0]
         by_deed: dict[tuple[str, ...], list[str]] = {}
         for moves in first:
             if len(moves) == size:
@@ -297,7 +291,7 @@ class MiniGrid(World[MiniGridConfig]):
             place, moves = state, plan(state)
             for start in range(0, len(moves), MAX_MOVES):
                 end = reduce(move, moves[start : start + MAX_MOVES], place)
-                if end == place:  # PutNear takes a thing that is put down where it was for put near
+                if end == place:  # for PutNear, a thing that is taken up and put down where it was is put near
                     break
                 planned[place] = outcomes(place)[end][0]
                 place = end
@@ -307,9 +301,8 @@ class MiniGrid(World[MiniGridConfig]):
     @classmethod
     def actions_between(cls, x: str, y: str) -> list[str]:
         state = parse_state(x)
-        return (
-            [] if state is None else next((found for after, found in outcomes(state).items() if render(after) == y), [])
-        )
+        found = {} if state is None else outcomes(state)
+        return next((actions for after, actions in found.items() if render(after) == y), [])
 
     @classmethod
     def combinations_in(cls, step: Step) -> set[str]:
