@@ -3,6 +3,8 @@ asked to. What is collected must be what an undisturbed simulator would have giv
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -189,11 +191,33 @@ def test_the_number_of_processes_changes_nothing(undisturbed, tmp_path):
 
 
 def test_every_file_is_read_by_datasets(undisturbed, tmp_path):
-    reason = "the locked pyarrow refuses the NumPy that NeMo needs"
-    datasets = pytest.importorskip("datasets", reason=reason, exc_type=ImportError)
+    import datasets  # seconds
+
     for name in [*FILES, "episodes.jsonl"]:
         path = undisturbed / name
         read = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(tmp_path))
         assert len(read) == len(rows(path)), name
         if name in FILES:
             assert read.to_list() == rows(path), name
+
+
+def test_the_world_of_the_docs_is_one_file_and_one_configuration(tmp_path):
+    """docs/worlds.md's own words, in a copy of the package."""
+    root = Path(__file__).parent.parent
+    text = (root / "docs" / "worlds.md").read_text()
+    code, config = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("python", "yaml"))
+    for folder in ("swirl_nemo", "conf"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "swirl_nemo" / "worlds" / "lights.py").write_text(code)
+    (tmp_path / "conf" / "world" / "lights.yaml").write_text(config)
+    command = [sys.executable, "-W", "ignore", "-m", "swirl_nemo", "collect", "world=lights"]
+    said = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr
+    for row in rows(tmp_path / "data" / "lights" / "test.jsonl"):
+        pressed = int(row["z"].split()[1])
+        changed = [
+            i for i, (old, new) in enumerate(zip(row["x"].split("\n"), row["y"].split("\n"), strict=True)) if old != new
+        ]
+        assert changed == [lamp for lamp in range(6) if abs(lamp - pressed) <= 1]
