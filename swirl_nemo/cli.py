@@ -148,12 +148,27 @@ def evaluate(overrides: Overrides = ()) -> None:
     _say(json.dumps(alternation.evaluate(cfg), indent=2))
 
 
-@app.command(epilog="Example: swirl report runs/latest")
-def report(run_dir: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> None:
-    """Write a run's report.html."""
+@app.command(epilog="Examples: swirl report runs/latest; side by side: swirl report runs/a runs/b")
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Of several runs: the page. Without it, comparison.html in their common parent folder."
+        ),
+    ] = None,
+) -> None:
+    """Write a run's report.html or, of several runs, one page that compares them."""
+    if len(runs) > 1:
+        from .evaluation.comparison import write_comparison
+
+        typer.echo(str(write_comparison(runs, out)))
+        return
+    if out is not None:
+        raise ValueError(f"--out={out}: of one run the report is report.html in its folder: leave --out out")
     from .evaluation.report import write_report
 
-    typer.echo(str(write_report(run_dir)))
+    typer.echo(str(write_report(runs[0])))
 
 
 @app.command(epilog="Example: swirl bench model=tiny completion_len=128 --json bench.json")

@@ -62,7 +62,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, line):
         ([], "Missing command"),
         (["train", "--fast"], "No such option: --fast"),
         (["import", "somewhere"], "Missing argument 'out'"),
-        (["report"], "Missing argument 'run_dir'"),
+        (["report"], "Missing argument 'RUN...'"),
         (["collect", "sed=1"], "sed=1: no such key: did you mean seed?"),
         (["collect", "world=moon"], "world=moon: no such choice: give one of household, "),
         (["collect", "world.changes=x"], "world.changes=x: "),

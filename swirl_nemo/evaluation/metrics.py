@@ -6,6 +6,12 @@ FWM and IDM are measured alike: exact match, token F1 and the log-prob of the go
 from collections import Counter
 
 METRICS = ("exact_match", "token_f1", "gold_logprob")
+NAMES = {
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "gold_logprob": "gold log-prob",
+    "cycle_consistency": "cycle consistency",
+}
 MODELS = {
     "warmup": "warm-up",
     "continued_sft": "continued SFT",

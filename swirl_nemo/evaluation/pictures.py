@@ -6,6 +6,7 @@ Small figures, so that on a phone one fills the width and its letters stay legib
 import io
 import re
 from collections.abc import Callable
+from html import escape
 from itertools import groupby
 
 import matplotlib
@@ -17,18 +18,18 @@ from .metrics import MODELS
 
 COLOURS = {"fwm": "#3b82f6", "idm": "#e8833a"}
 BOTH = "#8b7fd6"
-_INK = "#010203"  # replaced by the page's text colour
+INK = "#010203"  # replaced by the page's text colour
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": INK,
     "grid.alpha": 0.12,
     "axes.grid": True,
     "legend.frameon": False,
@@ -57,7 +58,7 @@ def pictures(records: list[dict]) -> list[tuple[str, str]]:
         if len({r["iteration"] for r in lines}) > 1:
             drawn += [_held_out(split, title, names, lines) for title, names in HELD_OUT.items()]
     drawn.append(_supervised([r for r in records if "role" in r]))
-    return [picture for picture in drawn if picture]
+    return [one for one in drawn if one]
 
 
 HELD_OUT = {
@@ -69,7 +70,7 @@ HELD_OUT = {
 
 def _reward(role: str, records: list[dict]) -> tuple[str, str] | None:
     """Mean reward with one within-group std to both sides: the spread that advantages are made of."""
-    x, mean, std = _series(records, "reward/mean", "reward/group_std")
+    x, mean, std = series(records, "reward/mean", "reward/group_std")
     if not x:  # without the policy gradient nothing is rolled out
         return None
 
@@ -81,24 +82,24 @@ def _reward(role: str, records: list[dict]) -> tuple[str, str] | None:
         axes.set_xlabel("step, over all iterations")
         axes.legend()
 
-    return _picture(f"Reward, {role.upper()} phase", draw)
+    return picture(f"Reward, {role.upper()} phase", draw)
 
 
 def _steps(title: str, roles: dict[str, list[dict]], name: str, *, log: bool = False) -> tuple[str, str] | None:
-    series = {role: _series(records, name) for role, records in roles.items()}
-    series = {role: (x, y) for role, (x, y) in series.items() if x}
-    if not series:
+    curves = {role: series(records, name) for role, records in roles.items()}
+    curves = {role: (x, y) for role, (x, y) in curves.items() if x}
+    if not curves:
         return None
 
     def draw(axes: Axes) -> None:
-        for role, (x, y) in series.items():
+        for role, (x, y) in curves.items():
             axes.plot(x, y, color=COLOURS[role], label=role.upper())
-        if log and any(value > 0 for _, y in series.values() for value in y):
+        if log and any(value > 0 for _, y in curves.values() for value in y):
             axes.set_yscale("log", nonpositive="mask")
         axes.set_xlabel("step of the phase, over all iterations")
         axes.legend()
 
-    return _picture(title, draw)
+    return picture(title, draw)
 
 
 def _held_out(split: str, title: str, names: dict[str, str], records: list[dict]) -> tuple[str, str]:
@@ -109,18 +110,18 @@ def _held_out(split: str, title: str, names: dict[str, str], records: list[dict]
     def draw(axes: Axes) -> None:
         for name, label in names.items():
             colour = COLOURS.get(name.split("/")[0], BOTH)
-            x, y = _points(main, name)
+            x, y = points(main, name)
             axes.plot(x, y, "o-", color=colour, markersize=4, label=label)
             for model, lines in baselines.items():
-                axes.plot(*_points(lines, name), BASELINES[model], color=colour, markersize=7, markeredgewidth=2)
+                axes.plot(*points(lines, name), BASELINES[model], color=colour, markersize=7, markeredgewidth=2)
         for model, lines in baselines.items():
             if lines:
-                axes.plot([], [], BASELINES[model], color=_INK, label=MODELS[model])
+                axes.plot([], [], BASELINES[model], color=INK, label=MODELS[model])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("iteration (0: warm-up)")
         axes.legend()
 
-    return _picture(f"Held out ({split}): {title}", draw)
+    return picture(f"Held out ({split}): {title}", draw)
 
 
 def _supervised(records: list[dict]) -> tuple[str, str] | None:
@@ -130,23 +131,23 @@ def _supervised(records: list[dict]) -> tuple[str, str] | None:
     def draw(axes: Axes) -> None:
         styles = {"pretrain": ":", "warmup": "-"}
         for (phase, role), lines in groupby(records, key=lambda r: (r["phase"], r["role"])):
-            x, y = _points(list(lines), "loss", at="step")
+            x, y = points(list(lines), "loss", at="step")
             axes.plot(
                 x, y, styles.get(phase, "--"), color=_SFT[role], label=f"{phase.replace('_', ' ')} {role.upper()}"
             )
         axes.set_xlabel("step")
         axes.legend()
 
-    return _picture("Supervised loss, nats per token", draw)
+    return picture("Supervised loss, nats per token", draw)
 
 
-def _series(records: list[dict], *names: str) -> tuple[list, ...]:
+def series(records: list[dict], *names: str) -> tuple[list, ...]:
     """Ordinals of the steps where all of `names` are known, then their values."""
     known = [(n, *(r[name] for name in names)) for n, r in enumerate(records, 1) if None not in map(r.get, names)]
     return tuple(map(list, zip(*known, strict=True))) if known else tuple([] for _ in range(len(names) + 1))
 
 
-def _points(records: list[dict], name: str, at: str = "iteration") -> tuple[list, list]:
+def points(records: list[dict], name: str, at: str = "iteration") -> tuple[list, list]:
     known = [(r[at], r[name]) for r in records if r.get(name) is not None]
     return [x for x, _ in known], [y for _, y in known]
 
@@ -154,10 +155,11 @@ def _points(records: list[dict], name: str, at: str = "iteration") -> tuple[list
 def _iterations(axes: Axes, records: list[dict]) -> None:
     for n, (before, after) in enumerate(zip(records, records[1:], strict=False), 1):
         if before["iteration"] != after["iteration"]:
-            axes.axvline(n + 0.5, color=_INK, alpha=0.4, linewidth=0.8, linestyle=":")
+            axes.axvline(n + 0.5, color=INK, alpha=0.4, linewidth=0.8, linestyle=":")
 
 
-def _picture(title: str, draw: Callable[[Axes], None]) -> tuple[str, str]:
+def picture(title: str, draw: Callable[[Axes], None]) -> tuple[str, str]:
+    """(title, SVG) of what `draw` draws. Titles of one page must differ."""
     # ids within the SVGs of one page must differ, and be the same in two reports of one run
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=(4.6, 2.9), layout="constrained")
@@ -168,7 +170,8 @@ def _picture(title: str, draw: Callable[[Axes], None]) -> tuple[str, str]:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{title}"', svg, count=1)
+    label = escape(title).replace("\\", r"\\")
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf'\1 role="img" aria-label="{label}"', svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return title, re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)

@@ -2,18 +2,31 @@
 
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from rich.table import Table
 
 from ..records import read_lines
-from .metrics import METRICS, MODELS
+from .metrics import METRICS, MODELS, NAMES
 from .pictures import pictures
 
 _PACKAGES = ("torch", "megatron-core", "nemo-toolkit", "nemo_toolkit", "nemo-aligner", "transformers", "numpy")
+
+
+class Run(NamedTuple):
+    """What a run's folder holds by now."""
+
+    folder: Path  # resolved
+    config_text: str
+    config: dict
+    env: dict
+    records: list[dict]  # of metrics.jsonl
+    summary: dict  # of an unfinished run: what it has of one
+    finished: bool
 
 
 class Row(NamedTuple):
@@ -30,32 +43,56 @@ def write_report(run_dir: Path) -> Path:
 
     Raises ValueError where `run_dir` is no run's folder.
     """
-    run_dir = Path(run_dir)
-    for name in ("config.yaml", "env.json"):
-        if not (run_dir / name).is_file():
-            raise ValueError(f"{run_dir} has no {name}: give the folder of a run, such as runs/latest")
-    config_text = (run_dir / "config.yaml").read_text()
-    config, env = yaml.safe_load(config_text), json.loads((run_dir / "env.json").read_text())
-    records, samples = _lines(run_dir / "metrics.jsonl"), _by_stage(_lines(run_dir / "samples.jsonl"))
-    finished = (run_dir / "summary.json").is_file()
-    summary = json.loads((run_dir / "summary.json").read_text()) if finished else _so_far(records)
-    page = _template().render(
-        name=run_dir.resolve().name,
-        finished=finished,
-        split=summary.get("split", "test"),
-        models=[MODELS[model] for model in models(summary)],
-        rows=held_out_rows(summary),
-        facts=_facts(summary, env),
-        pictures=pictures(records),
-        switches=switches(config),
+    run = read_run(run_dir)
+    samples = _by_stage(_lines(run_dir / "samples.jsonl"))
+    page = template("report.html.j2").render(
+        name=run.folder.name,
+        finished=run.finished,
+        split=run.summary.get("split", "test"),
+        models=[MODELS[model] for model in models(run.summary)],
+        rows=held_out_rows(run.summary),
+        facts=_facts(run.summary, run.env),
+        pictures=pictures(run.records),
+        switches=switches(run.config),
         samples=samples,
         opened=([stage for stage in samples if "swirl" in stage] or [None, *samples])[-1],
-        config=config_text,
-        packages={name: env["versions"][name] for name in _PACKAGES if name in env["versions"]},
+        config=run.config_text,
+        packages={name: run.env["versions"][name] for name in _PACKAGES if name in run.env["versions"]},
     )
     path = run_dir / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def read_run(run_dir: Path) -> Run:
+    """The run in `run_dir`, finished or not.
+
+    Raises ValueError, one line, where `run_dir` is no run's folder or a file of it is not to be read.
+    """
+    for name in ("config.yaml", "env.json"):
+        if not (run_dir / name).is_file():
+            raise ValueError(f"{run_dir} has no {name}: give the folder of a run, such as runs/latest")
+    config_text = (run_dir / "config.yaml").read_text(encoding="utf-8")
+    records, finished = _lines(run_dir / "metrics.jsonl"), (run_dir / "summary.json").is_file()
+    return Run(
+        folder=run_dir.resolve(),
+        config_text=config_text,
+        config=_parsed(run_dir / "config.yaml", yaml.safe_load),
+        env=_parsed(run_dir / "env.json", json.loads),
+        records=records,
+        summary=_parsed(run_dir / "summary.json", json.loads) if finished else _so_far(records),
+        finished=finished,
+    )
+
+
+def _parsed(path: Path, parse: Callable[[str], dict]) -> dict:
+    try:
+        found = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: not to be read ({' '.join(str(error).split())}): mend it") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: holds no keys and values: mend it")
+    return found
 
 
 def held_out_table(summary: dict) -> Table:
@@ -78,34 +115,41 @@ def models(summary: dict) -> list[str]:
 
 def held_out_rows(summary: dict) -> list[Row]:
     """Role by role, metric by metric; a log-prob's gain is the part of its distance from 0 that is gone."""
-    names = {"exact_match": "exact match", "token_f1": "token F1", "gold_logprob": "gold log-prob"}
     shown = models(summary)
     rows = [
-        _row(role.upper(), names[metric], summary["held_out"][role][metric], shown, percent=metric != "gold_logprob")
+        _row(role.upper(), metric, summary["held_out"][role][metric], shown)
         for role in summary["held_out"]
         for metric in METRICS
     ]
     if "cycle_consistency" in summary:
-        rows.append(_row("both", "cycle consistency", summary["cycle_consistency"], shown, percent=True))
+        rows.append(_row("both", "cycle_consistency", summary["cycle_consistency"], shown))
     return rows
 
 
-def _row(role: str, metric: str, figures: dict[str, float | None], models: list[str], *, percent: bool) -> Row:
-    values = [figures.get(model) for model in models]
-    shown = ["–" if v is None else f"{100 * v:.1f} %" if percent else f"{v:.3f}" for v in values]
+def _row(role: str, metric: str, figures: dict[str, float | None], models: list[str]) -> Row:
     before, after = figures.get("warmup"), figures.get("swirl")
     gain = "–" if before is None or after is None or before == 0 else f"{100 * (after - before) / abs(before):+.1f} %"
-    return Row(role, metric, shown, gain)
+    return Row(role, NAMES[metric], [as_text(metric, figures.get(model)) for model in models], gain)
+
+
+def as_text(metric: str, value: float | None) -> str:
+    """A figure as every table shows it: three decimals, of a share as per cent."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if metric == "gold_logprob" else f"{100 * value:.1f} %"
 
 
 def _so_far(records: list[dict]) -> dict:
-    """What an unfinished run has of a summary: each model's latest held-out line, of the test split if it has one."""
-    lines = [r for r in records if r.get("eval")]
-    split = "test" if any(r["split"] == "test" for r in lines) else "validation"
-    latest = {r["model"]: r for r in lines if r["split"] == split}
+    """What an unfinished run has of a summary: figures of the test split if it has any."""
+    return latest(records, "test" if any(r["split"] == "test" for r in records if r.get("eval")) else "validation")
+
+
+def latest(records: list[dict], split: str) -> dict:
+    """Each model's latest figures of `split`, as a summary has them."""
+    lines = {r["model"]: r for r in records if r.get("eval") and r["split"] == split}
 
     def of(name: str) -> dict:
-        return {model: line[name] for model, line in latest.items() if name in line}
+        return {model: line[name] for model, line in lines.items() if name in line}
 
     held_out = {role: {metric: of(f"{role}/{metric}") for metric in METRICS} for role in ("fwm", "idm")}
     return {"split": split, "held_out": held_out, "cycle_consistency": of("cycle_consistency")}
@@ -179,7 +223,8 @@ def _lines(path: Path) -> list[dict]:
     return read_lines(path) if path.exists() else []
 
 
-def _template():
+def template(name: str) -> Template:
+    """Of this folder; what is put into it is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -187,4 +232,4 @@ def _template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
