@@ -171,6 +171,9 @@ def test_the_summary_holds_the_figures_of_the_test_split(folder):
         for role, metric in product(ROLES, ("exact_match", "token_f1", "gold_logprob")):
             assert summary["held_out"][role][metric][line["model"]] == line[f"{role}/{metric}"]
     assert summary["labels_used"] == 24
+    for ahead in (summary["lookahead"][model] for model in ("warmup", "swirl")):
+        assert [step["k"] for step in ahead["horizon"]] == [1, 2]
+        assert ahead["planning"].keys() == {"random", "fwm", "oracle"}
     assert summary["optimizer_steps"] == 70
     assert (summary["world"], summary["seed"]) == ("household", 1234)
     assert {"seconds", "tokens", "commit"} <= summary.keys()

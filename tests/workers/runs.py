@@ -44,7 +44,7 @@ SETTINGS = (
     *("phase.fwm.lr=2e-4", "phase.fwm.lr_warmup=2", "phase.fwm.schedule=constant", "phase.fwm.dead_std=0.05"),
     *("phase.fwm.replay=1", "phase.fwm.replay_batch=4", "phase.fwm.policy_gradient=1", "phase.fwm.kl_beta=0.04"),
     *("phase.fwm.mstep=3", "phase.idm.mstep=1", "run.save_every=3", "run.keep=2", "run.seed=1234"),
-    *("eval.batch=4", "eval.samples=2"),
+    *("eval.batch=4", "eval.samples=2", "eval.horizon=2", "eval.plans=2"),
 )
 # A warm-up of both roles together takes pairs of rows, and the baseline has the steps of both phases.
 SHARED = (

@@ -38,6 +38,8 @@ def overrides(work: Path) -> list[str]:
     data = {name: work / "data" / f"{name}.jsonl" for name in ("labelled", "unlabelled", "validation", "test")}
     return [
         *(f"data.{name}={path}" for name, path in data.items()),
+        f"data.test_episodes={work / 'data' / 'test_episodes.jsonl'}",
+        f"data.collection={work / 'data' / 'collect.json'}",
         f"data.unlabelled_actions={work / 'data' / 'unlabelled_actions.jsonl'}",
         f"data.tokenizer={work / 'data' / 'tokenizer'}",
         f"model.fwm={work / 'fwm'}",

@@ -1,0 +1,128 @@
+"""Rolling forward and planning with the world's own dynamics in the model's place: what they give is known then."""
+
+import json
+from dataclasses import replace
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+
+from swirl_nemo.collection import CollectConfig
+from swirl_nemo.data.transition import Transition
+from swirl_nemo.evaluation import lookahead
+from swirl_nemo.settings import compose
+from swirl_nemo.worlds.household import SEPARATOR, Household, parse_state
+
+HOUSEHOLD = Household(compose(["world=household"], "collect", CollectConfig).world)
+ALONE = SimpleNamespace(share=lambda items: items, gather=lambda items: items)  # of one process, nothing to share
+
+
+def episode(seed: int, steps: int) -> list[Transition]:
+    state, rng, rows = HOUSEHOLD.reset("household", Random(seed)), Random(f"{seed}/actions"), []
+    for t in range(steps):
+        action = HOUSEHOLD.sample_action(state, rng)
+        after = HOUSEHOLD.step(state, action)
+        x, y = HOUSEHOLD.render(state), HOUSEHOLD.render(after)
+        rows.append(Transition(f"{seed}:{t}", x, action, y, "household", str(seed), t))
+        state = after
+    return rows
+
+
+def perfect(session, rows: list[Transition]) -> list[str]:
+    return [HOUSEHOLD.render(HOUSEHOLD.step(parse_state(row.x), row.z)) for row in rows]
+
+
+def lazy(session, rows: list[Transition]) -> list[str]:
+    return [row.x for row in rows]
+
+
+def test_stretches_have_no_gap_and_no_row_twice():
+    one, two = episode(1, 7), episode(2, 5)
+    rows = [*one, *two[:2], *two[3:]]  # a step is missing in the second
+    found = [[row.id for row in stretch] for stretch in lookahead.consecutive(rows, 3)]
+    assert found == [["1:0", "1:1", "1:2"], ["1:3", "1:4", "1:5"]]
+    assert [[row.id for row in s] for s in lookahead.consecutive(rows, 2)][-2:] == [["2:0", "2:1"], ["2:3", "2:4"]]
+    joined = [replace(row, episode="1") for row in (one[0], *two)]  # of one name, but not each other's next state
+    assert [s[0].id for s in lookahead.consecutive(joined, 5)] == ["2:0"]
+
+
+def test_a_perfect_model_stays_right_and_a_lazy_one_stays_where_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "episodes.jsonl"
+    rows = [row for seed in range(6) for row in episode(seed, 4)]
+    path.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
+    monkeypatch.setattr(lookahead, "predicted", perfect)
+    right = lookahead.horizon(ALONE, str(path), 4)
+    assert [(step["k"], step["exact_match"], step["token_f1"]) for step in right] == [(k, 1, 1) for k in (1, 2, 3, 4)]
+    monkeypatch.setattr(lookahead, "predicted", lazy)
+    left = lookahead.horizon(ALONE, str(path), 4)
+    assert all(step["token_f1"] == step["unmoved/token_f1"] < 1 for step in left)
+    assert left[0]["exact_match"] == 0
+    with pytest.raises(ValueError, match=r"^eval.horizon=5: .* has no 5 steps in a row: lower eval.horizon$"):
+        lookahead.horizon(ALONE, str(path), 5)
+
+
+def test_an_error_is_carried_on(tmp_path, monkeypatch):
+    """The second prediction starts from the first, not from the recorded state."""
+    path, rows = tmp_path / "episodes.jsonl", episode(3, 2)
+    path.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
+    seen = []
+    monkeypatch.setattr(lookahead, "predicted", lambda session, part: seen.extend(part) or [f"<{part[0].x}>"])
+    lookahead.horizon(ALONE, str(path), 2)
+    assert [(row.x, row.z) for row in seen] == [(rows[0].x, rows[0].z), (f"<{rows[0].x}>", rows[1].z)]
+
+
+def test_a_problems_way_leads_to_its_goal():
+    for problem in lookahead.problems(HOUSEHOLD, ["household"], 20):
+        state = HOUSEHOLD.reset(problem.task, Random(problem.seed))
+        assert HOUSEHOLD.render(state) != problem.goal and len(problem.way) == lookahead.DEPTH
+        for action in problem.way:
+            state = HOUSEHOLD.step(state, action)
+        assert HOUSEHOLD.render(state) == problem.goal
+
+
+def follow(choices: list[lookahead.Choice]) -> list[int]:
+    return [c.actions.index(c.problem.way[len(c.problem.taken)]) for c in choices]
+
+
+def test_who_follows_the_way_arrives_and_who_does_not_is_counted_as_lost():
+    problems = lookahead.problems(HOUSEHOLD, ["household"], 10)
+    assert lookahead.success(HOUSEHOLD, problems, follow) == 1
+    astray = [replace(problem, taken=[]) for problem in problems]
+    reached = lookahead.success(HOUSEHOLD, astray, stray)
+    ends = [lookahead._stand(HOUSEHOLD, problem) for problem in astray]
+    goals = [HOUSEHOLD.render(end) == problem.goal for end, problem in zip(ends, astray, strict=True)]
+    assert reached == sum(goals) / 10 < 1
+
+
+def stray(choices: list[lookahead.Choice]) -> list[int]:
+    steps = [c.problem.way[len(c.problem.taken)] for c in choices]
+    return [int(c.actions[0] == step) % len(c.actions) for c, step in zip(choices, steps, strict=True)]
+
+
+def test_a_perfect_model_plans_as_the_oracle_does_and_better_than_chance(tmp_path, monkeypatch):
+    description = tmp_path / "collect.json"
+    settings = vars(HOUSEHOLD.config)
+    description.write_text(json.dumps({"world": "household", "settings": settings, "held_out_tasks": []}))
+    session = SimpleNamespace(cfg=SimpleNamespace(data=SimpleNamespace(fact_separator=SEPARATOR)))
+    monkeypatch.setattr(lookahead, "predicted", perfect)
+    shares = lookahead.planning(session, str(description), 30)
+    assert shares["fwm"] == shares["oracle"] > 0.3 + shares["random"]
+    monkeypatch.setattr(lookahead, "predicted", lazy)
+    assert lookahead.planning(session, str(description), 30)["fwm"] < shares["oracle"]
+
+
+def test_likeness_counts_facts():
+    assert lookahead.common_facts("a\nb", "a\nb", "\n") == 1
+    assert lookahead.common_facts("a\nb", "a\nc\nd", "\n") == pytest.approx(0.4)
+    assert lookahead.common_facts("a\na", "a\nb", "\n") == 0.5
+
+
+def test_facts_that_were_not_shown_stay_as_they_are(monkeypatch):
+    """Of a trimmed state the model predicts a part; the rest is the state's own."""
+    problem = lookahead.Problem("t", "s", [], "a 1\nb 2\nc 3")
+    choice = lookahead.Choice(problem, "a 0\nb 2\nc 3", ["set a", "set b"], ["a 0", "b 2"])
+    session = SimpleNamespace(cfg=None)
+    monkeypatch.setattr(lookahead, "predicted", lambda session, rows: [row.x.replace("0", "1") for row in rows])
+    (outcomes,) = lookahead._imagined(session, "w", [choice], "\n")
+    assert [sorted(text.split("\n")) for text in outcomes] == [["a 1", "b 2", "c 3"], ["a 0", "b 2", "c 3"]]
+    assert lookahead.closest([choice], [outcomes], "\n") == [0]
