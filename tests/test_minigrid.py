@@ -14,7 +14,7 @@ import pytest
 from swirl_nemo.collection import CollectConfig, collect
 from swirl_nemo.settings import compose
 from swirl_nemo.worlds import Step
-from swirl_nemo.worlds.minigrid import MOVES, TASKS, MiniGrid, load, outcomes, parse_state
+from swirl_nemo.worlds.minigrid import MOVES, TASKS, MiniGrid, load, parse_state
 
 START = "agent b3 south\ndoor yellow d3 locked\nkey yellow b4\ngoal g6\ncorner h7\nwall d12456"
 SMALL = {"labelled": 40, "unlabelled": 160, "validation": 20, "test": 40, "test_combinations": 5, "test_tasks": 20}
@@ -179,10 +179,10 @@ def test_actions_between_are_all_that_minigrid_itself_finds(world, task):
         for names, after in sequences(env):
             if after != seen(env):
                 leading[after].add(" ".join(names))
-        found = {seen(load(after)): actions for after, actions in outcomes(state).items()}
+        found = {seen(load(after)): actions for after, actions in state.outcomes.items()}
         assert {after: set(actions) for after, actions in found.items()} == leading
         assert sum(map(len, found.values())) == len(world.legal_actions(state))
-        for after, actions in outcomes(state).items():
+        for after, actions in state.outcomes.items():
             assert world.actions_between(world.render(state), world.render(after)) == actions
 
 

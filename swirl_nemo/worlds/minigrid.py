@@ -19,7 +19,7 @@ rewards and time are not shown, for nothing that a state shows depends on them: 
 import os
 import re
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,6 +73,19 @@ class State:
     agent: tuple[int, int]
     facing: int
     values: tuple[str, ...]  # of the room's things: a cell, "held" or "gone"; of a door its cell and how it stands
+
+    @cached_property
+    def outcomes(self) -> dict["State", list[str]]:
+        """Every other state that an action leads to, with all actions that do: the shortest first, then as in MOVES."""
+        found: dict[State, list[str]] = {}
+        ends: list[tuple[tuple[str, ...], State]] = [((), self)]
+        for _ in range(MAX_MOVES):
+            further = ((names, name, move(end, name)) for names, end in ends for name in MOVES)
+            ends = [((*names, name), after) for names, name, after in further if after is not None]
+            for names, after in ends:
+                if after != self:
+                    found.setdefault(after, []).append(" ".join(names))
+        return found
 
 
 def load(state: State) -> "MiniGridEnv":
@@ -190,19 +203,6 @@ def move(state: State, name: str) -> State | None:
     return None if after == state or _burning(after) else after
 
 
-def outcomes(state: State) -> dict[State, list[str]]:
-    """Every other state that an action leads to, with all actions that do: the shortest first, then in MOVES' order."""
-    found: dict[State, list[str]] = {}
-    ends: list[tuple[tuple[str, ...], State]] = [((), state)]
-    for _ in range(MAX_MOVES):
-        further = ((names, name, move(end, name)) for names, end in ends for name in MOVES)
-        ends = [((*names, name), after) for names, name, after in further if after is not None]
-        for names, after in ends:
-            if after != state:
-                found.setdefault(after, []).append(" ".join(names))
-    return found
-
-
 def plan(state: State) -> list[str]:
     """The moves of a shortest way to fulfil the environment's mission; [] if there is none."""
     ways: dict[State, list[str]] = {state: []}
@@ -257,10 +257,10 @@ class MiniGrid(World[MiniGridConfig]):
         return _read(_room(env, sorted(things, key=lambda thing: (thing.type, thing.color))))
 
     def legal_actions(self, state: State) -> list[str]:
-        return [action for actions in outcomes(state).values() for action in actions]
+        return [action for actions in state.outcomes.values() for action in actions]
 
     def step(self, state: State, action: str) -> State:
-        for after, actions in outcomes(state).items():
+        for after, actions in state.outcomes.items():
             if action in actions:
                 return after
         raise ValueError(f"minigrid: {action!r} is not possible in {render(state)!r}: see legal_actions")
@@ -272,7 +272,7 @@ class MiniGrid(World[MiniGridConfig]):
         """Of the actions with one outcome the first alone. What is done to things is drawn before the way to it, so
         that the many ways to walk do not crowd it out.
         """
-        first = [actions[0].split() for actions in outcomes(state).values()]
+        first = [actions[0].split() for actions in state.outcomes.values()]
         weights = {len(moves): self.config.moves[len(moves) - 1] for moves in first}
         if not any(weights.values()):
             return None
@@ -293,7 +293,7 @@ class MiniGrid(World[MiniGridConfig]):
                 end = reduce(move, moves[start : start + MAX_MOVES], place)
                 if end == place:  # for PutNear, a thing that is taken up and put down where it was is put near
                     break
-                planned[place] = outcomes(place)[end][0]
+                planned[place] = place.outcomes[end][0]
                 place = end
             planned[place] = None
         return planned[state]
@@ -301,7 +301,7 @@ class MiniGrid(World[MiniGridConfig]):
     @classmethod
     def actions_between(cls, x: str, y: str) -> list[str]:
         state = parse_state(x)
-        found = {} if state is None else outcomes(state)
+        found = {} if state is None else state.outcomes
         return next((actions for after, actions in found.items() if render(after) == y), [])
 
     @classmethod
