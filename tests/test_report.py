@@ -116,7 +116,7 @@ def folder(tmp_path):
 class Page(HTMLParser):
     """Elements still open, addresses, table rows and text, as a browser would find them."""
 
-    VOID = {"meta", "path", "use", "rect", "br", "image"}
+    VOID = {"meta", "path", "use", "rect", "br", "image", "input"}
 
     def __init__(self, html: str):
         super().__init__()

@@ -22,7 +22,7 @@ class Group(NamedTuple):
 
 class Cell(NamedTuple):
     figure: str  # of several runs the mean; "–" where it is not known
-    spread: str  # lowest to highest of several runs, else empty
+    spread: list[str]  # of several runs: lowest to highest and, where not all have it, how many do
     best: bool  # of its row, as far as the decimals that are shown tell
 
 
@@ -39,6 +39,8 @@ def write_comparison(run_dirs: list[Path], out: Path | None = None) -> Path:
     """
     runs = list({run.folder: run for run in map(read_run, run_dirs)}.values())
     parent = Path(os.path.commonpath([run.folder.parent for run in runs]))
+    path = parent / "comparison.html" if out is None else out
+    _check(path)
     names = [run.folder.relative_to(parent).as_posix() for run in runs]
     groups = grouped(runs, names)
     strokes = _strokes(groups)
@@ -59,8 +61,7 @@ def write_comparison(run_dirs: list[Path], out: Path | None = None) -> Path:
         differences=differences([run.config for run in runs]),
         curves=curves([run.records for run in runs], strokes),
     )
-    path = parent / "comparison.html" if out is None else out
-    _write(path, page)
+    path.write_text(page, encoding="utf-8")
     return path
 
 
@@ -155,12 +156,12 @@ def _mean(values: list[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _spread(metric: str, values: list[float | None]) -> str:
+def _spread(metric: str, values: list[float | None]) -> list[str]:
     known = [value for value in values if value is not None]
     if len(values) == 1 or not known:
-        return ""
-    spread = f"{as_text(metric, min(known)).removesuffix(' %')} to {as_text(metric, max(known)).removesuffix(' %')}"
-    return spread if len(known) == len(values) else f"{spread} ({len(known)} of {len(values)} runs)"
+        return []
+    spread = " to ".join(as_text(metric, value).removesuffix(" %") for value in (min(known), max(known)))
+    return [spread, *([f"{len(known)} of {len(values)} runs"] if len(known) < len(values) else [])]
 
 
 def _by_split(run: Run) -> dict[str, dict]:
@@ -220,11 +221,13 @@ def _facts(run: Run, name: str) -> dict[str, str]:
     }
 
 
-def _write(path: Path, page: str) -> None:
+def _check(path: Path) -> None:
     """Raises ValueError where `path` cannot be written, or holds what is not a page of this kind."""
     try:
-        if path.exists() and _MARK not in path.read_text(encoding="utf-8", errors="replace")[:200]:
-            raise ValueError(f"{path}: is there already and no comparison of runs: give another --out")
-        path.write_text(page, encoding="utf-8")
+        with path.open("a+", encoding="utf-8", errors="replace") as file:
+            file.seek(0)
+            begin = file.read(200)
     except OSError as error:
         raise ValueError(f"{path}: not to be written ({error.strerror}): give another --out") from None
+    if begin and _MARK not in begin:
+        raise ValueError(f"{path}: is there already and no comparison of runs: give another --out")

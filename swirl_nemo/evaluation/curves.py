@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .metrics import METRICS, NAMES
+from .metrics import METRICS, MODELS, NAMES
 from .pictures import BASELINES, picture, points, series
 
 # Each at least 3:1 against the cards of a light and of a dark page.
@@ -19,7 +20,7 @@ PHASE = {
     "entropy": "Entropy, nats per token",
     "group/dead_fraction": "Dead groups, share",
 }
-STAGES = {"pretrain": "pre-training", "warmup": "warm-up"}
+STAGES = {"pretrain": "pre-training"} | MODELS
 
 Line = tuple[list, list]  # x and y; two empty ones of a run that has nothing of a picture
 
@@ -83,15 +84,26 @@ def _picture(title: str, x_label: str, lines: list[Line], strokes: list[Stroke])
     return title, re.sub(r'<g id="run(\d+)">', r'<g class="run\1">', svg)  # ids of one page must differ
 
 
+def trailing_mean(values: list[float], window: int) -> list[float]:
+    """Of each value and those before it, `window` at most."""
+    sums = [0.0, *accumulate(values)]
+    return [(sums[end] - sums[max(0, end - window)]) / min(end, window) for end in range(1, len(sums))]
+
+
 def _drawing(x_label: str, lines: list[Line], strokes: list[Stroke]) -> Callable[[Axes], None]:
-    few = max(len(x) for x, _ in lines) < 12
+    longest = max(len(x) for x, _ in lines)
+    few, window = longest < 12, max(1, longest // 20)  # lines of many noisy steps would hide each other
 
     def draw(axes: Axes) -> None:
         for number, ((x, y), (colour, dash)) in enumerate(zip(lines, strokes, strict=True)):
-            style = (0, dash) if dash else "-"
-            mark = "o" if few or len(x) == 1 else None  # a single point has no line to be seen by
-            axes.plot(x, y, color=colour, linestyle=style, marker=mark, markersize=4, gid=f"run{number}")
+            look = {
+                "color": colour,
+                "linestyle": (0, dash) if dash else "-",
+                "marker": "o" if few or len(x) == 1 else None,  # a single point has no line to be seen by
+                "markersize": 4,
+            }
+            axes.plot(x, trailing_mean(y, window), **look, gid=f"run{number}")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(x_label if window == 1 else f"{x_label}; mean of the last {window}")
 
     return draw
