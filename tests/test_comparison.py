@@ -282,7 +282,7 @@ def browser():
 
     options = ChromeOptions()
     options.binary_location = paths["chromium"]
-    options.ignore_local_proxy_environment_variables()
+    options.ignore_local_proxy_environment_variables()  # deprecated, with no other way yet for a local driver
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for argument in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
         options.add_argument(argument)
