@@ -11,7 +11,7 @@ one() {
     local seed=$1 kind=$2 warm=runs/household-swirl-$1/checkpoints/warmup from=()
     shift 2
     if [ "$kind" != swirl ]; then
-        from=(pretrain.steps=0 warmup.steps=0 alternation.continued_sft=false "model.fwm=$warm/fwm" "model.idm=$warm/idm")
+        from=(pretrain.steps=0 warmup.steps=0 "alternation.baselines=[]" "model.fwm=$warm/fwm" "model.idm=$warm/idm")
     fi
     swirl train run.seed="$seed" run.name="household-$kind-$seed" "$@" "${from[@]}"
 }

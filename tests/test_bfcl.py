@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from collected import assert_learnable, assert_same_files, splits
 
 from swirl_nemo.collection import CollectConfig, collect
 from swirl_nemo.settings import compose
@@ -49,10 +50,6 @@ def configure(out: Path, *overrides: str) -> CollectConfig:
 def world():
     pytest.importorskip("bfcl_eval", reason="needs bfcl-eval, installed with --no-deps")
     return Bfcl(configure(Path("unused")).world)
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def start(api: str, scenario: dict) -> State:
@@ -212,32 +209,19 @@ def collected(world, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_collected_rows_can_be_learnt_from(collected):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(collected / "tokenizer", local_files_only=True)
-    hidden = {row["id"]: row["z"] for row in read(collected / "unlabelled_actions.jsonl")}
-    rows = {split: read(collected / f"{split}.jsonl") for split in SMALL}
-    assert {split: len(split_rows) for split, split_rows in rows.items()} == SMALL
-    every = [row | {"z": row["z"] or hidden[row["id"]]} for split in rows.values() for row in split]
-    effects, causes = defaultdict(set), defaultdict(set)
+    every = [row for rows in splits(collected, SMALL).values() for row in rows]
+    assert_learnable(collected, every, {"x": 128, "z": 25, "y": 128}, new=0.8)
+    causes = defaultdict(set)
     for row in every:
-        effects[row["x"], row["z"]].add(row["y"])
         causes[row["x"], row["y"]].add(row["z"])
-        assert row["x"] != row["y"] and row["y"].count("\n") < MAX_FACTS
-        lengths = {key: len(tokenizer.encode(row[key], add_special_tokens=False)) for key in ("x", "z", "y")}
-        assert max(lengths["x"], lengths["y"]) <= 128 and lengths["z"] <= 25
-    assert all(len(found) == 1 for found in [*effects.values(), *causes.values()])
-    assert len({row["x"] for row in every}) > len(every) * 0.8
-    assert json.loads((collected / "collect.json").read_text())["episodes"]["failures"] == {}
+        assert row["y"].count("\n") < MAX_FACTS
+    assert all(len(found) == 1 for found in causes.values())
 
 
 @pytest.mark.slow
 def test_other_processes_write_the_same_bytes(collected, tmp_path):
     collect(configure(tmp_path / "again", "processes=1"))
-    files = [path.relative_to(collected) for path in collected.rglob("*") if path.is_file()]
-    assert len(files) > 8
-    for file in files:
-        assert (tmp_path / "again" / file).read_bytes() == (collected / file).read_bytes(), file
+    assert_same_files(collected, tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from collected import assert_learnable, assert_same_files, splits
 
 from swirl_nemo.collection import CollectConfig, collect
 from swirl_nemo.settings import compose
@@ -31,10 +32,6 @@ def configure(out: Path, *overrides: str) -> CollectConfig:
 def world():
     pytest.importorskip("minigrid", reason="needs swirl-nemo[worlds]")
     return MiniGrid(configure(Path("unused")).world)
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def seen(env) -> tuple:
@@ -263,24 +260,13 @@ def collected(world, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_collected_rows_can_be_learnt_from(world, collected):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(collected / "tokenizer", local_files_only=True)
-    hidden = {row["id"]: row["z"] for row in read(collected / "unlabelled_actions.jsonl")}
-    rows = {split: read(collected / f"{split}.jsonl") for split in SMALL}
-    every = [row | {"z": row["z"] or hidden[row["id"]]} for split in rows.values() for row in split]
-    assert {split: len(split_rows) for split, split_rows in rows.items()} == SMALL
-    told = {(row["x"], row["z"]): row["y"] for row in every}
+    rows = splits(collected, SMALL)
+    every = [row for split_rows in rows.values() for row in split_rows]
+    assert_learnable(collected, every, {"x": 80, "z": 6, "y": 80}, new=0.7)
     for row in every:
-        assert row["x"] != row["y"] and told[row["x"], row["z"]] == row["y"]
         assert world.actions_between(row["x"], row["y"])[0] == row["z"], "of several, the first is the one to learn"
-        lengths = {key: len(tokenizer.encode(row[key], add_special_tokens=False)) for key in ("x", "z", "y")}
-        assert max(lengths["x"], lengths["y"]) <= 80 and lengths["z"] <= 6
     assert {name for row in every for name in row["z"].split()} == set(MOVES)
-    assert len({row["x"] for row in every}) > len(every) * 0.7
-    description = json.loads((collected / "collect.json").read_text())
-    assert description["episodes"]["failures"] == {}
-    held_out = set(description["held_out_combinations"])
+    held_out = set(json.loads((collected / "collect.json").read_text())["held_out_combinations"])
     steps = {split: [Step(row["x"], row["z"], row["y"]) for row in rows[split]] for split in rows}
     assert not any(world.combinations_in(step) & held_out for step in steps["labelled"])
     assert all(world.combinations_in(step) & held_out for step in steps["test_combinations"])
@@ -289,10 +275,7 @@ def test_collected_rows_can_be_learnt_from(world, collected):
 @pytest.mark.slow
 def test_other_processes_write_the_same_bytes(collected, tmp_path):
     collect(configure(tmp_path / "again", "processes=1"))
-    files = [path.relative_to(collected) for path in collected.rglob("*") if path.is_file()]
-    assert len(files) > 8
-    for file in files:
-        assert (tmp_path / "again" / file).read_bytes() == (collected / file).read_bytes(), file
+    assert_same_files(collected, tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from collected import assert_same_files, read
 
 from swirl_nemo.collection import CollectConfig, collect
 from swirl_nemo.settings import compose
@@ -24,10 +25,6 @@ def configure(out: Path, *overrides: str) -> CollectConfig:
 
 
 HOUSEHOLD = Household(configure(Path("unused")).world)
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def states(count: int, seed: int):
@@ -245,10 +242,7 @@ def test_the_same_seed_writes_the_same_bytes_and_more_labels_leave_the_held_out_
     collect(configure(tmp_path / "again"))
     collect(configure(tmp_path / "more", "world.labelled=90"))
     collect(configure(tmp_path / "other", "seed=1"))
-    files = sorted(path.relative_to(collected) for path in collected.rglob("*") if path.is_file())
-    assert len(files) > 8
-    for file in files:
-        assert (tmp_path / "again" / file).read_bytes() == (collected / file).read_bytes(), file
+    assert_same_files(collected, tmp_path / "again")
     for split in ("test", "validation", "test_combinations"):
         assert (tmp_path / "more" / f"{split}.jsonl").read_bytes() == (collected / f"{split}.jsonl").read_bytes()
         assert (tmp_path / "other" / f"{split}.jsonl").read_bytes() != (collected / f"{split}.jsonl").read_bytes()
