@@ -75,7 +75,9 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
         reward, clamped = grpo.clamp_rewards(rewards, phase.reward_floor)
         if agree(not bool(reward.isfinite().all()), session.device):
             return _not_rewarded(session, phase, sequences, reward, mine, step)
-        ranked = _advantages(phase, reward, mine, step.seed)
+        ranked = _advantages(phase, reward)
+        if phase.permute_advantages:
+            ranked = permuted(ranked, mine, step.seed)
         samples = Samples(sequences, rollout, reward, reference, ranked, parts)
         with watch("train"):
             trained = update(session, role, phase, samples, mine, step)
@@ -196,17 +198,21 @@ def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, seque
             return rewards, session.actor.get_inference_log_probs(list(policy))[0]
 
 
-def _advantages(phase: PhaseConfig, reward: Tensor, mine: list[Transition], seed: tuple[int, ...]) -> grpo.Advantages:
-    ranked = grpo.group_advantages(
+def _advantages(phase: PhaseConfig, reward: Tensor) -> grpo.Advantages:
+    return grpo.group_advantages(
         reward.view(-1, phase.group),
         divide_by_std=phase.divide_by_std,
         std_epsilon=phase.std_epsilon,
         dead_std=phase.dead_std,
     )
-    if not phase.permute_advantages:
-        return ranked
-    orders = [Random(f"{seed}/{transition.id}").sample(range(phase.group), phase.group) for transition in mine]
-    return ranked._replace(advantages=ranked.advantages.gather(1, torch.tensor(orders, device=reward.device)))
+
+
+def permuted(ranked: grpo.Advantages, mine: list[Transition], seed: tuple[int, ...]) -> grpo.Advantages:
+    """Each group's advantages dealt out anew, by the step's seed and the group's transition: alike in every layout."""
+    size = ranked.advantages.size(1)
+    orders = [Random(f"{seed}/{transition.id}").sample(range(size), size) for transition in mine]
+    places = torch.tensor(orders, device=ranked.advantages.device)
+    return ranked._replace(advantages=ranked.advantages.gather(1, places))
 
 
 def update(

@@ -62,7 +62,6 @@ LAYOUTS = {
     "DP2 overlap": Layout(data=2, overlap=True, recompute="selective", brief=True),
     "CP2": Layout(context=2, recompute="full", brief=True),
     "PP2 CP2": Layout(pipeline=2, context=2, brief=True),
-    "TP2 CP2": Layout(tensor=2, context=2, brief=True, padded=True),
     "TP2 CP2 SP": Layout(tensor=2, context=2, sequence=True, recompute="selective", brief=True, padded=True),
     "tied single": Layout(tied=True),
     "tied PP2": Layout(pipeline=2, tied=True),
