@@ -148,7 +148,7 @@ def evaluate(overrides: Overrides = ()) -> None:
     _say(json.dumps(alternation.evaluate(cfg), indent=2))
 
 
-@app.command(epilog="Examples: swirl report runs/latest; side by side: swirl report runs/a runs/b")
+@app.command(epilog="Example: swirl report runs/a runs/b")
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
     out: Annotated[

@@ -64,7 +64,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, line):
         (["import", "somewhere"], "Missing argument 'out'"),
         (["report"], "Missing argument 'RUN...'"),
         (["collect", "sed=1"], "sed=1: no such key: did you mean seed?"),
-        (["collect", "world=moon"], "world=moon: no such choice: give one of household, "),
+        (["collect", "world=moon"], "world=moon: no such choice: give one of bfcl, household, "),
         (["collect", "world.changes=x"], "world.changes=x: "),
         (["warmup", "data.labelled=nowhere"], "data.labelled=nowhere: no such file: "),
         (["annotate", "annotate.pool=-1"], "annotate.pool=-1: out of range: it must be 0 or more"),

@@ -91,11 +91,13 @@ def test_saves_in_the_background_are_those_that_were_waited_for(struck):
 
 
 def test_training_goes_on_while_a_save_in_the_background_is_written(struck):
-    """Every file takes its writer SLOW seconds; three to four sets of files a checkpoint."""
+    """Every file takes its writer SLOW seconds; three to four sets of files a checkpoint. What a busy machine adds to
+    both is not judged."""
     lines = [json.loads(line) for line in (struck / "writes.jsonl").read_text().splitlines()]
     waited = {kind: [row["seconds"] for row in lines if row["background"] is kind] for kind in (True, False)}
     assert len(waited[True]) > 10 and len(waited[False]) > 3
-    assert sorted(waited[True])[len(waited[True]) // 2] < SLOW and min(waited[False]) > 2 * SLOW
+    assert min(waited[False]) > 2 * SLOW
+    assert sorted(waited[True])[len(waited[True]) // 2] < min(waited[False]) / 2
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def world():
         pytest.skip("needs miniwob, and Chromium: apt-get install chromium chromium-driver")
     world = MiniWob(configure(Path("unused")).world)
     world.check()
-    started = psutil.Process().children(recursive=True)
+    started = [child for child in psutil.Process().children(recursive=True) if child.name().startswith("chrom")]
     yield world
     world.close()
     assert len(started) > 2 and ended(started), "close must end them all"

@@ -8,6 +8,7 @@ all that it has started.
     work/runs/stopped    stopped in every kind of stage, and killed once; begun as `swirl warmup`
     work/runs/moved      the same up to Phase II, then on TP2, on DP2 and on CP2
     work/runs/forgetful  the same up to Phase II, then on without the optimizer's state
+    work/runs/baselines  short phases, every baseline, figures of looking ahead; baselines_stopped: stopped in one
     work/runs/shared     one weight set for both roles, never stopped; shared_stopped: stopped in each phase
 """
 
@@ -35,7 +36,7 @@ SETTINGS = (
     *(
         "alternation.iterations=1",
         "alternation.order=[idm,fwm]",
-        "alternation.baselines=[continued_sft,merged,pseudo_labels,all_labels]",
+        "alternation.baselines=[continued_sft]",
     ),
     *("phase.idm.steps=5", "phase.idm.prompts=4", "phase.idm.group=4", "phase.idm.optimizer_steps=2"),
     *("phase.idm.lr=2e-4", "phase.idm.lr_warmup=2", "phase.idm.schedule=cosine", "phase.idm.dead_std=0"),
@@ -44,12 +45,15 @@ SETTINGS = (
     *("phase.fwm.lr=2e-4", "phase.fwm.lr_warmup=2", "phase.fwm.schedule=constant", "phase.fwm.dead_std=0.05"),
     *("phase.fwm.replay=1", "phase.fwm.replay_batch=4", "phase.fwm.policy_gradient=1", "phase.fwm.kl_beta=0.04"),
     *("phase.fwm.mstep=3", "phase.idm.mstep=1", "run.save_every=3", "run.keep=2", "run.seed=1234"),
-    *("eval.batch=4", "eval.samples=2", "eval.horizon=2", "eval.plans=2"),
+    *("eval.batch=4", "eval.samples=2"),
+)
+BASELINES = (
+    *("pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=2", "phase.fwm.steps=2", "eval.horizon=2", "eval.plans=2"),
+    "alternation.baselines=[continued_sft,merged,pseudo_labels,all_labels]",
 )
 # A warm-up of both roles together takes pairs of rows, and the baseline has the steps of both phases.
 SHARED = (
     *("model.weights=shared", "pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=3", "phase.fwm.steps=3"),
-    "alternation.baselines=[continued_sft]",
     "phase.idm.mstep=0",  # annotations without an M-step: they put Phase II's prompts in order
 )
 
@@ -130,7 +134,6 @@ def _stopped(work: Path) -> None:
     launch(work, "stopped", stop=_random_stop("fwm"))
     launch(work, "stopped", stop=_random_stop("continued_sft", "fwm"))
     launch(work, "stopped", stop=Stop("continued_sft", "idm", 5, signal.SIGKILL))
-    launch(work, "stopped", stop=Stop("pseudo_labels", "idm", 1))
     launch(work, "stopped")
 
 
@@ -159,6 +162,12 @@ def _shared(work: Path) -> None:
     launch(work, "shared_stopped", *SHARED)
 
 
+def _baselines(work: Path) -> None:
+    launch(work, "baselines", *BASELINES)
+    launch(work, "baselines_stopped", *BASELINES, stop=Stop("pseudo_labels", "idm", 1))
+    launch(work, "baselines_stopped", *BASELINES)
+
+
 def main(work: Path) -> None:
     from workers import setting
 
@@ -169,6 +178,7 @@ def main(work: Path) -> None:
     _moved(work)
     _forgetful(work)
     _shared(work)
+    _baselines(work)
     assert whole.wait() == 0
 
 
