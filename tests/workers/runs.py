@@ -48,7 +48,7 @@ SETTINGS = (
     *("eval.batch=4", "eval.samples=2"),
 )
 BASELINES = (
-    *("pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=2", "phase.fwm.steps=2", "eval.horizon=2", "eval.plans=2"),
+    *("pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=3", "phase.fwm.steps=3", "eval.horizon=2", "eval.plans=2"),
     "alternation.baselines=[continued_sft,merged,pseudo_labels,all_labels]",
 )
 # A warm-up of both roles together takes pairs of rows, and the baseline has the steps of both phases.
