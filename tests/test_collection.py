@@ -158,7 +158,7 @@ def test_a_hanging_simulator_ends_with_the_process_that_asked_it(trouble, tmp_pa
     assert {int(pid) for pid in hung.read_text().split()} <= set(left) and gone(left)
 
 
-@pytest.mark.parametrize("change", [{"most": 8}, {"held_out_tasks": 3}, {"seed": 1}])
+@pytest.mark.parametrize("change", [{"most": 4}, {"held_out_tasks": 3}, {"seed": 1}])
 def test_kept_episodes_of_other_settings_are_not_mixed_in(undisturbed, tmp_path, change):
     used, fresh = tmp_path / "used", tmp_path / "fresh"
     used.mkdir()

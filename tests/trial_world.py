@@ -8,13 +8,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 from swirl_nemo.collection import CollectConfig, collect
-from swirl_nemo.worlds import Step, World, WorldConfig
+from swirl_nemo.worlds import World, WorldConfig
 
 VARIABLE = "TRIAL_WORLD"  # {"folder": for its notes, kind of trouble: on which tasks, how often or how long}
 THINGS = ("apple", "bread", "cheese")
@@ -35,17 +34,20 @@ class Trial(World[TrialConfig]):
     def tasks(self) -> list[str]:
         return [f"shelf {number}" for number in range(8)]
 
-    def episode(self, task: str, rng: Random) -> Iterator[Step]:
+    def reset(self, task: str, rng: Random) -> tuple[str, dict[str, int]]:
         misbehave(task, rng.getrandbits(40))
-        counts = {thing: rng.randrange(self.config.most) for thing in THINGS}
-        for _ in range(self.config.episode_steps):
-            x = f"{task}\n{self.render(counts)}"
-            thing = rng.choice(THINGS)
-            counts[thing] += 1
-            yield Step(x, f"put {thing}", f"{task}\n{self.render(counts)}")
+        return task, {thing: rng.randrange(self.config.most) for thing in THINGS}
 
-    def render(self, state: dict[str, int]) -> str:
-        return "\n".join(f"{thing} {count}" for thing, count in state.items())
+    def legal_actions(self, state: tuple[str, dict[str, int]]) -> list[str]:
+        return [f"put {thing}" for thing in THINGS]
+
+    def step(self, state: tuple[str, dict[str, int]], action: str) -> tuple[str, dict[str, int]]:
+        (task, counts), thing = state, action.removeprefix("put ")
+        return task, counts | {thing: counts[thing] + 1}
+
+    def render(self, state: tuple[str, dict[str, int]]) -> str:
+        task, counts = state
+        return "\n".join([task, *(f"{thing} {count}" for thing, count in counts.items())])
 
 
 def misbehave(task: str, episode: int) -> None:

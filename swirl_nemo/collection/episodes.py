@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
-from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -30,14 +29,14 @@ class Episodes:
 
     def stream(self, tasks: Sequence[str], suffix: str = "") -> Iterator[tuple[Job, list[Step]]]:
         """Up to `world.max_episodes` episodes on `tasks`, in order; one that failed is left out."""
-        world = self._cfg.world
-        jobs = (self._job(f"{world.name}-{index:05d}{suffix}", tasks) for index in range(world.max_episodes))
-        coming: deque[Job] = deque()
-        while coming.extend(islice(jobs, 1 + AHEAD * self._cfg.processes - len(coming))) or coming:
-            for ahead in coming:
-                if ahead.episode not in self._kept:
-                    self._running().request(ahead)
-            job = coming.popleft()
+        world, ahead = self._cfg.world, 1 + AHEAD * self._cfg.processes
+        for index in range(world.max_episodes):
+            numbers = range(index, min(index + ahead, world.max_episodes))
+            coming = [self._job(f"{world.name}-{number:05d}{suffix}", tasks) for number in numbers]
+            for job in coming:
+                if job.episode not in self._kept:
+                    self._running().request(job)
+            job = coming[0]
             outcome = self._kept.get(job.episode) or self._play(job)
             self.played += 1
             self.failures.update(outcome.failures)

@@ -46,7 +46,7 @@ def horizon(session: Session, path: str, length: int) -> list[dict[str, float]]:
     if not stretches:
         raise ValueError(f"eval.horizon={length}: {path} has no {length} steps in a row: lower eval.horizon")
     mine = [stretches[i] for i in session.share(range(len(stretches)))]
-    states, figures = [stretch[0].x for stretch in mine], []
+    states, found = [stretch[0].x for stretch in mine], []
     for k in range(length):
         states = predicted(session, [replace(s[k], x=state) for s, state in zip(mine, states, strict=True)])
         scored = [
@@ -54,8 +54,8 @@ def horizon(session: Session, path: str, length: int) -> list[dict[str, float]]:
             for s, state in zip(mine, states, strict=True)
         ]
         exact, f1, unmoved = (sum(values) / len(stretches) for values in zip(*session.gather(scored), strict=True))
-        figures.append({"k": k + 1, "exact_match": exact, "token_f1": f1, "unmoved/token_f1": unmoved})
-    return figures
+        found.append({"k": k + 1, "exact_match": exact, "token_f1": f1, "unmoved/token_f1": unmoved})
+    return found
 
 
 def consecutive(rows: Sequence[Transition], length: int) -> list[list[Transition]]:

@@ -1,5 +1,6 @@
 """What a world is: the source of transitions, and the judge of actions where it can compute them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -46,7 +47,7 @@ class WorldConfig(SplitConfig):
 Config = TypeVar("Config", bound=WorldConfig)
 
 
-class World(Generic[Config]):
+class World(ABC, Generic[Config]):
     """A world with text states and text actions; a subclass in a file of this package is found by its `name`.
 
     A subclass writes `reset`, `legal_actions`, `step` and `render`; the rest has defaults. A state's type is the
@@ -58,9 +59,7 @@ class World(Generic[Config]):
     name: ClassVar[str]
     settings: ClassVar[type[WorldConfig]] = WorldConfig
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose version and licence a collection records
-    combinations: ClassVar[
-        Sequence[str]
-    ] = ()  # of state and action, that a split can hold out, where they can be listed
+    combinations: ClassVar[Sequence[str]] = ()  # that a split can hold out, where they can be listed
 
     def __init_subclass__(cls) -> None:
         ConfigStore.instance().store(group="world", name=f"{cls.name}_schema", node=cls.settings)
@@ -76,25 +75,25 @@ class World(Generic[Config]):
         """What an episode can be about, such as a page, a layout or a variation; a split can hold some out."""
         return [self.name]
 
+    @abstractmethod
     def reset(self, task: str, rng: Random) -> Any:
         """A first state of the task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def legal_actions(self, state: Any) -> list[str]:
         """Every action that `step` takes in this state; [] where the episode is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, state: Any, action: str) -> Any:
         """The next state. Raises ValueError for an action that is not legal here.
 
         A world that can be copied leaves `state` as it is; a simulator stands at one state at a time, and asserts that
         it is asked about that one.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def render(self, state: Any) -> str:
         """The state as the models read it."""
-        raise NotImplementedError
 
     def shown(self, state: Any, action: str) -> str:
         """What an episode's `x` has of the state where this action is taken; all of it, unless the world trims."""
