@@ -5,7 +5,7 @@ The first run of a seed, `swirl`, makes the warmed-up models and the baselines o
 start from its checkpoints/warmup, but for `shared`, whose warm-up is of both roles together, and the `states-N`, which
 have N state-only transitions for everything, pre-training included.
 
-Needs: two cores, 8 GB of memory, what the world needs (docs/worlds.md); docs/results.md has the hours of each.
+Needs: two cores, 8 GB of memory, what the world needs (docs/worlds.md). No world's evidence was gathered with it yet.
 Command: python recipes/evidence.py minigrid
          python recipes/evidence.py minigrid --seeds 1 --runs swirl shared
 Expect: docs/evidence/NAME/RUN-SEED.json each, then `python recipes/evidence_tables.py` for the tables. A finished run

@@ -1,0 +1,55 @@
+"""What each baseline trains on. That they start from the warm-up and take as many steps is in test_loop.py."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from swirl_nemo.alternation import Driver, Stage, stages
+from swirl_nemo.annotation import Annotated
+from swirl_nemo.config import Baseline
+from swirl_nemo.data.transition import Transition
+from swirl_nemo.roles import FWM, IDM
+from swirl_nemo.settings import compose
+
+
+def row(name: str, action: str | None) -> Transition:
+    return Transition(name, f"x {name}", action, f"y {name}", "w", "e", 0)
+
+
+@pytest.fixture
+def driver(tmp_path) -> Driver:
+    """One that has its rows and nothing else: no model."""
+    actions = tmp_path / "actions.jsonl"
+    actions.write_text("".join(json.dumps({"id": name, "z": f"true {name}"}) + "\n" for name in ("u1", "u2", "other")))
+    driver = object.__new__(Driver)
+    driver.cfg = SimpleNamespace(data=SimpleNamespace(unlabelled_actions=str(actions)))
+    driver.labelled, driver.unlabelled = [row("l1", "label 1")], [row("u1", None), row("u2", None)]
+    driver._annotations = lambda stage: [Annotated(row(u.id, f"guess {u.id}"), -1.0, -1.0) for u in driver.unlabelled]
+    return driver
+
+
+@pytest.mark.parametrize(
+    ("baseline", "actions"),
+    [
+        ("continued_sft", ["label 1"]),
+        ("pseudo_labels", ["guess u1", "guess u2"]),
+        ("all_labels", ["label 1", "true u1", "true u2"]),
+    ],
+)
+def test_rows_of_a_baseline(driver, baseline, actions):
+    assert [r.z for r in driver._sft_rows(Stage(baseline, (FWM,), 1, 5))] == actions
+
+
+def test_stages_of_baselines_come_last_with_the_steps_of_the_phases():
+    cfg = compose(["alternation.iterations=3", "alternation.baselines=[continued_sft,merged,pseudo_labels,all_labels]"])
+    cfg.phase.fwm.steps, cfg.phase.idm.steps, cfg.phase.idm.optimizer_steps = 5, 7, 2
+    plan = [stage for stage in stages(cfg) if stage.kind in Baseline.__members__]
+    trained = [
+        (kind, role, steps)
+        for kind in ("continued_sft", "pseudo_labels", "all_labels")
+        for role, steps in ((FWM, 15), (IDM, 42))
+    ]
+    expected = [*trained[:2], ("merged", None, 0), *trained[2:]]
+    assert [(s.kind, None if len(s.roles) == 2 else s.roles[0], s.steps) for s in plan] == expected
+    assert stages(cfg)[-len(plan) :] == plan
