@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Evidence of one world: SWIRL, its baselines and its ablations, all from one warm-up a seed, each run's figures kept.
+"""Evidence of one world: SWIRL, its baselines and its ablations on three seeds, each run's figures kept.
 
-The first run of a seed, `swirl`, makes the warmed-up models and the baselines of conf/experiment/NAME.yaml; the others
-start from its checkpoints/warmup, but for `shared`, whose warm-up is of both roles together, and the `states-N`, which
-have N state-only transitions for everything, pre-training included.
+One base model a world is pre-trained on the state-only transitions: it can copy a state and carry out a stated change.
+The first run of a seed, `swirl`, warms it up on the labels and makes the baselines of conf/experiment/NAME.yaml; the
+others start from its checkpoints/warmup, but for `shared`, whose warm-up is of both roles together. `states-N` have N
+state-only transitions for the phases (the base saw all). `equal_time` has no policy gradient in Phase I either, and as
+many more steps as make up for the seconds that the gradient took in `swirl`.
 
-Needs: two cores, 8 GB of memory, what the world needs (docs/worlds.md). No world's evidence was gathered with it yet.
+Needs: two cores, 8 GB of memory, what the world needs (docs/worlds.md).
 Command: python recipes/evidence.py minigrid
          python recipes/evidence.py minigrid --seeds 1 --runs swirl shared
-Expect: docs/evidence/NAME/RUN-SEED.json each, then `python recipes/evidence_tables.py` for the tables. A finished run
-is not run again; one that was stopped goes on.
+Expect: docs/evidence/NAME/RUN-SEED.json each, then `python recipes/evidence_tables.py` for the tables. A run that is
+kept is not run again; one that was stopped goes on.
 """
 
 import argparse
@@ -29,6 +31,7 @@ ROOT, KEPT = Path("runs/evidence"), Path("docs/evidence")
 RUNS = {
     "swirl": [],
     "no_gradient": ["phase.fwm.policy_gradient=0"],
+    "equal_time": ["phase.fwm.policy_gradient=0"],
     "permuted": ["phase.fwm.permute_advantages=true"],
     "phase_1": ["alternation.order=[fwm]"],
     "phase_2": ["alternation.order=[idm]"],
@@ -36,47 +39,83 @@ RUNS = {
     "states-250": ["data.max_unlabelled=250"],
     "states-1000": ["data.max_unlabelled=1000"],
 }
-FROM_WARMUP = ("no_gradient", "permuted", "phase_1", "phase_2")
+OWN_WARMUP = {"swirl": None, "shared": ["continued_sft"]}  # and their baselines; None: those of the experiment
+WAVE = {"swirl": 0, "equal_time": 2}  # the others' models, and their seconds, come from those of an earlier wave
 AHEAD = ("swirl", "no_gradient")  # whose FWM is rolled forward and plans
 
 
+def folder_of(experiment: str, run: str, seed: int) -> Path:
+    return ROOT / f"{experiment}-{run}-{seed}"
+
+
 def settings(experiment: str, run: str, seed: int) -> list[str]:
-    chosen = [f"experiment={experiment}", *RUNS[run], f"run.seed={seed}"]
-    if run in FROM_WARMUP:
-        warm = ROOT / f"{experiment}-swirl-{seed}" / "checkpoints" / "warmup"
-        chosen += ["pretrain.steps=0", "warmup.steps=0", *(f"model.{role}={warm / role}" for role in ("fwm", "idm"))]
-    if run != "swirl":
-        chosen += [f"alternation.baselines=[{'continued_sft' if run not in FROM_WARMUP else ''}]"]
+    warm = folder_of(experiment, *(("base", 0) if run in OWN_WARMUP else ("swirl", seed))) / "checkpoints" / "warmup"
+    chosen = [f"experiment={experiment}", *RUNS[run], f"run.seed={seed}", "pretrain.steps=0"]
+    chosen += [f"model.{role}={warm / role}" for role in ("fwm", "idm")]
+    if run not in OWN_WARMUP:
+        chosen += ["warmup.steps=0", "alternation.baselines=[]"]
+    elif OWN_WARMUP[run] is not None:
+        chosen += [f"alternation.baselines=[{','.join(OWN_WARMUP[run])}]"]
+    if run == "equal_time":
+        chosen += [f"phase.fwm.steps={_steps_of_equal_time(experiment, seed)}"]
     if run not in AHEAD:
         chosen += ["eval.horizon=0", "eval.plans=0"]
     return [*chosen, f"run.root={ROOT}", f"run.name={experiment}-{run}-{seed}"]
 
 
+def _steps_of_equal_time(experiment: str, seed: int) -> int:
+    """Steps of Phase I without the policy gradient that take as long as one iteration's in `swirl`."""
+    seconds = {run: _kept(experiment, run, seed)["step_seconds"]["fwm"] for run in ("swirl", "no_gradient")}
+    steps = compose([f"experiment={experiment}"]).phase.fwm.steps
+    return round(steps * seconds["swirl"] / seconds["no_gradient"])
+
+
 def train(experiment: str, run: str, seed: int) -> None:
     """One run, and what is kept of it."""
-    folder = ROOT / f"{experiment}-{run}-{seed}"
+    file = KEPT / experiment / f"{run}-{seed}.json"
+    folder = folder_of(experiment, run, seed)
+    if file.is_file() and (run != "swirl" or (folder / "checkpoints" / "warmup").is_dir()):
+        return
     if not (folder / "summary.json").is_file():
-        command = [sys.executable, "-W", "ignore", "-m", "swirl_nemo", "train", *settings(experiment, run, seed)]
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with folder.with_suffix(".log").open("a") as log:
-            done = subprocess.run(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            sys.exit(f"evidence: {folder.name} ended with code {done.returncode}: see {log.name}")
-    KEPT.joinpath(experiment).mkdir(parents=True, exist_ok=True)
-    write_json(KEPT / experiment / f"{run}-{seed}.json", kept(folder))
+        execute("train", folder, settings(experiment, run, seed))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, figures(folder))
     print(folder.name, flush=True)
 
 
-def kept(folder: Path) -> dict:
-    """summary.json, the validation figures of each iteration, and seconds by kind of step."""
+def execute(command: str, folder: Path, chosen: list[str]) -> None:
+    """`swirl COMMAND` on one core, what it says in a file beside its folder. Ends this process where it fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("a") as log:
+        words = [sys.executable, "-W", "ignore", "-m", "swirl_nemo", command, *chosen]
+        done = subprocess.run(words, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        sys.exit(f"evidence: {folder.name} ended with code {done.returncode}: see {folder.with_suffix('.log')}")
+
+
+def make_base(experiment: str) -> None:
+    """Data, random weights, and the base model: what conf/experiment/NAME.yaml says under `pretrain`."""
+    cfg = compose([f"experiment={experiment}"])
+    prepare(cfg.data.world, Path(cfg.data.tokenizer), Path(cfg.model.fwm))
+    folder = folder_of(experiment, "base", 0)
+    if not (folder / "checkpoints" / "warmup").is_dir():
+        chosen = [f"experiment={experiment}", "warmup.steps=0", f"run.root={ROOT}", f"run.name={folder.name}"]
+        execute("warmup", folder, chosen)
+
+
+def figures(folder: Path) -> dict:
+    """summary.json, the validation figures of each iteration, and the seconds of each phase's steps."""
     summary, lines = json.loads((folder / "summary.json").read_text()), read_lines(folder / "metrics.jsonl")
     curve = [line for line in lines if line.get("eval") and line["split"] == "validation"]
     seconds: dict[str, float] = {}
     for line in lines:
-        if not line.get("eval"):
-            kind = line["phase"]
-            seconds[kind] = round(seconds.get(kind, 0.0) + line["seconds/step"], 3)
+        if "seconds/step" in line:  # of a phase
+            seconds[line["phase"]] = round(seconds.get(line["phase"], 0.0) + line["seconds/step"], 3)
     return summary | {"validation": curve, "step_seconds": seconds}
+
+
+def _kept(experiment: str, run: str, seed: int) -> dict:
+    return json.loads((KEPT / experiment / f"{run}-{seed}.json").read_text())
 
 
 def main() -> None:
@@ -85,13 +124,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     asked = parser.parse_args()
-    cfg = compose([f"experiment={asked.experiment}"])
-    prepare(cfg.data.world, Path(cfg.data.tokenizer), Path(cfg.model.fwm))
+    make_base(asked.experiment)
     every = [(run, seed) for run in asked.runs for seed in asked.seeds]
-    first = [(run, seed) for run, seed in every if run == "swirl"]
+    waves = [[pair for pair in every if WAVE.get(pair[0], 1) == wave] for wave in range(3)]
     with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        for part in (first, [pair for pair in every if pair not in first]):
-            list(pool.map(lambda pair: train(asked.experiment, *pair), part))
+        for wave in waves:
+            list(pool.map(lambda pair: train(asked.experiment, *pair), wave))
 
 
 if __name__ == "__main__":

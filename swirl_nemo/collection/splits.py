@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
+from tqdm import tqdm
+
 from ..worlds import Step, World, find
 from .config import CollectConfig
 from .description import describe
@@ -103,7 +105,9 @@ class _Filler:
 
     def _take(self, split: str, wanted: int, stream: Iterator[tuple[Job, list[Step]]]) -> list[dict]:
         found: list[dict] = []
+        progress = tqdm(total=wanted, desc=split, unit=" rows", disable=None)  # on a terminal alone
         while len(found) < wanted:
+            progress.update(len(found) - progress.n)
             job, steps = next(stream, (None, []))
             if job is None:
                 raise ValueError(
@@ -120,6 +124,8 @@ class _Filler:
                 if step not in self._seen and self._belongs(step, split):
                     found.append(row)
                 self._seen.add(step)
+        progress.update(wanted - progress.n)
+        progress.close()
         return found
 
     def _belongs(self, step: Step, split: str) -> bool:

@@ -135,6 +135,14 @@ class ScienceWorld(World[ScienceWorldConfig]):
     def render(self, state: State) -> str:
         return _text(state.room, [*state.things, *state.carried])
 
+    def shown(self, state: State, action: str) -> str:
+        """What `trim` would show of a state whose facts stay, but for the change that nobody knows yet."""
+        facts, words = [*state.things, *state.carried], _words(action)
+        named = {fact for fact in facts if words & _words(fact)}
+        others = [fact for fact in facts if fact not in named]
+        named |= set(Random(action).sample(others, min(self.config.context_facts, len(others))))
+        return _text(state.room, [fact for fact in facts if fact in named])
+
     def check(self) -> None:
         config = self.config
         env = self._env()
