@@ -11,6 +11,8 @@ from enum import Enum
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from .evaluation.suites.config import SuiteConfig
+
 
 class Weights(Enum):
     """Whether FWM and IDM are two weight sets or one that plays both roles."""
@@ -401,6 +403,7 @@ class SwirlConfig:
     precision: PrecisionConfig = MISSING
     kernels: KernelsConfig = MISSING
     eval: EvalConfig = MISSING
+    suite: SuiteConfig | None = MISSING  # a benchmark that `swirl eval` reads instead of data.test
     cluster: ClusterConfig = MISSING
 
 

@@ -12,7 +12,7 @@ from swirl_nemo.collection import CollectConfig
 from swirl_nemo.config import Aggregation, Attention, Kl, Layers, RoleName, SamplingConfig, SwirlConfig, Weights
 from swirl_nemo.settings import compose, launched, load, shipped
 
-GROUPS = ("data", "model", "phase", "parallel", "precision", "kernels", "cluster", "experiment")
+GROUPS = ("data", "model", "phase", "parallel", "precision", "kernels", "cluster", "suite", "experiment")
 SHIPPED = [f"{group}={file.stem}" for group in GROUPS for file in sorted((shipped("conf") / group).glob("*.yaml"))]
 WORLDS = [f"world={file.stem}" for file in sorted((shipped("conf") / "world").glob("*.yaml"))]
 
