@@ -61,6 +61,40 @@ def collect(
     typer.echo(f"{cfg.out}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
 
 
+@app.command("train-tokenizer", epilog="Example: swirl train-tokenizer frames=data/pictures out=models/vq codes=512")
+def train_tokenizer(
+    overrides: Annotated[
+        list[str],
+        typer.Argument(metavar="KEY=VALUE", help="Settings of conf/train_tokenizer.yaml.", show_default=False),
+    ] = (),
+) -> None:
+    """Train a small image tokenizer on frames, and say how well it gives them back."""
+    from .data.images.config import TrainTokenizerConfig
+
+    cfg = compose(list(overrides), "train_tokenizer", TrainTokenizerConfig)
+    from .data.images.training import train_tokenizer as run
+
+    figures = run(cfg)
+    typer.echo(f"{cfg.out}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+@app.command(
+    epilog="Example: swirl tokenize source=videos out=data/videos tokenizer=models/emu3_vq size=[256,256] stride=8"
+)
+def tokenize(
+    overrides: Annotated[
+        list[str], typer.Argument(metavar="KEY=VALUE", help="Settings of conf/tokenize.yaml.", show_default=False)
+    ] = (),
+) -> None:
+    """Pictures or videos to codes on disk, with transitions files that name them. Goes on where it stopped."""
+    from .data.images.config import TokenizeConfig
+
+    cfg = compose(list(overrides), "tokenize", TokenizeConfig)
+    from .data.images.tokenize import tokenize as run
+
+    typer.echo(f"{cfg.out}: {run(cfg)} pictures")
+
+
 @app.command("import", epilog="Example: swirl import models/smollm2_135m_hf models/smollm2_135m --query-groups 4")
 def import_(
     hf_dir: Annotated[Path, typer.Argument(help="Hugging Face folder: config.json, safetensors, tokenizer.")],

@@ -5,10 +5,12 @@ transition stands in two splits, with `unseen_states` no state either. Rows of a
 are a fair sample of it.
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -47,7 +49,7 @@ def collect(cfg: CollectConfig) -> dict[str, int]:
         filler = _Filler(cfg, world, combinations, episodes)
         seen = [task for task in tasks if task not in held_out]
         rows = filler.fill(seen, sorted(held_out))
-    _write_splits(out, rows, filler.test_episodes)
+    _write_splits(out, rows, filler.test_episodes, _drawing(world, out) if world.pictures else dict)
     _write_tokenizer(out / "tokenizer", world.words(), rows, cfg.vocabulary)
     description = {"world": cfg.world.name, "seed": cfg.seed, "settings": asdict(cfg.world)}
     description |= {"held_out_combinations": sorted(combinations), "held_out_tasks": sorted(held_out)}
@@ -138,15 +140,32 @@ class _Filler:
         return all(self._owner.setdefault(item, split) == split for item in owned)
 
 
-def _write_splits(out: Path, rows: Rows, test_episodes: list[dict]) -> None:
+def _write_splits(out: Path, rows: Rows, test_episodes: list[dict], shown: Callable[[dict], dict]) -> None:
+    """`shown`: a row as it is written."""
     out.mkdir(parents=True, exist_ok=True)
     for split, split_rows in rows.items():
         hidden = split == "unlabelled"
-        _write(out / f"{split}.jsonl", [{**row, "z": None} if hidden else row for row in split_rows])
+        _write(out / f"{split}.jsonl", [shown({**row, "z": None} if hidden else row) for row in split_rows])
         if hidden:
             _write(out / "unlabelled_actions.jsonl", [{"id": row["id"], "z": row["z"]} for row in split_rows])
     if test_episodes:
-        _write(out / "test_episodes.jsonl", test_episodes)
+        _write(out / "test_episodes.jsonl", [shown(row) for row in test_episodes])
+
+
+def _drawing(world: World, out: Path) -> Callable[[dict], dict]:
+    """Rows with pictures for states; each state is drawn once, into a file that is named for it."""
+    from PIL import Image
+
+    folder = out / "frames"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    @cache
+    def drawn(state: str) -> dict[str, str]:
+        name = f"{hashlib.sha256(state.encode()).hexdigest()[:16]}.png"
+        Image.fromarray(world.picture(state)).save(folder / name)
+        return {"image": f"{folder.name}/{name}"}
+
+    return lambda row: {**row, "x": drawn(row["x"]), "y": drawn(row["y"])}
 
 
 def _write_tokenizer(folder: Path, words: Sequence[str] | None, rows: Rows, size: int) -> None:

@@ -4,10 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Step(NamedTuple):
@@ -60,6 +63,7 @@ class World(ABC, Generic[Config]):
     settings: ClassVar[type[WorldConfig]] = WorldConfig
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose version and licence a collection records
     combinations: ClassVar[Sequence[str]] = ()  # that a split can hold out, where they can be listed
+    pictures: ClassVar[bool] = False  # states are written as what `picture` draws of them
 
     def __init_subclass__(cls) -> None:
         ConfigStore.instance().store(group="world", name=f"{cls.name}_schema", node=cls.settings)
@@ -94,6 +98,10 @@ class World(ABC, Generic[Config]):
     @abstractmethod
     def render(self, state: Any) -> str:
         """The state as the models read it."""
+
+    def picture(self, state: str) -> "np.ndarray":
+        """uint8 [H, W, 3] of a rendered state, of one size, for a world whose states are pictures."""
+        raise NotImplementedError
 
     def shown(self, state: Any, action: str) -> str:
         """What an episode's `x` has of the state where this action is taken; all of it, unless the world trims."""
