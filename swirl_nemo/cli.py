@@ -102,11 +102,25 @@ def import_(
     query_groups: Annotated[
         int | None, typer.Option(help="Pad the query groups with zero heads, so that a tensor parallel size divides.")
     ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="CODES:ROWSxCOLUMNS", help="Add rows for image codes, e.g. 8192:32x32.")
+    ] = None,
+    image_ends: Annotated[
+        str | None,
+        typer.Option(metavar="BEGIN,END", help="Tokens of the tokenizer around an image; without it, two new ones."),
+    ] = None,
+    image_first: Annotated[
+        int | None, typer.Option(help="The row of code 0, where the model has the codes already.")
+    ] = None,
 ) -> None:
     """Make a NeMo checkpoint of a Hugging Face folder: Llama, Qwen2, Qwen3, Mistral or Gemma."""
     from .checkpoint.huggingface import import_hf
+    from .checkpoint.image_rows import ImageOptions
 
-    import_hf(hf_dir, out, query_groups)
+    if images is None and (image_ends or image_first):
+        raise ValueError("--image-ends, --image-first: which images? Give --images CODES:ROWSxCOLUMNS too")
+    options = None if images is None else ImageOptions(images, image_ends, image_first)
+    import_hf(hf_dir, out, query_groups, options)
     typer.echo(str(out))
 
 

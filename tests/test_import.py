@@ -22,6 +22,7 @@ from swirl_nemo import stack
 from swirl_nemo.checkpoint.distributed import DistributedWriter
 from swirl_nemo.checkpoint.families.llama import LLAMA
 from swirl_nemo.checkpoint.huggingface import import_hf, read_config, read_model_config
+from swirl_nemo.checkpoint.image_rows import ImageOptions
 from swirl_nemo.checkpoint.mapping import Padding
 from swirl_nemo.checkpoint.random_init import random_llama
 
@@ -336,7 +337,7 @@ def sharpen(hf: Path) -> None:
 @pytest.mark.megatron
 def test_logprobs_are_those_of_transformers(tmp_path, tokenizer):
     """Untied, tied, biased, and biased with a zero query group added: all log-probs of every position within 1e-4,
-    float32, through load_from_nemo."""
+    float32, through load_from_nemo. Rows for images leave the logits of text bit for bit."""
     for name in ("untied", "tied"):
         random_llama(tmp_path / f"{name}-hf", tokenizer, tied=name == "tied", **TINY)
         sharpen(tmp_path / f"{name}-hf")
@@ -349,6 +350,12 @@ def test_logprobs_are_those_of_transformers(tmp_path, tokenizer):
         expected = transformers_logprobs(tmp_path / f"{name.removesuffix('-4')}-hf")
         assert expected.std(dim=1).mean() > 0.1
         torch.testing.assert_close(torch.log_softmax(logits[..., :vocab], -1), expected, atol=1e-4, rtol=0)
+
+    for name in ("untied", "tied"):
+        logits, grown = torch.load(tmp_path / f"{name}.pt"), torch.load(tmp_path / f"{name}-images.pt")
+        assert torch.equal(grown[..., :98], logits[..., :98])
+        assert grown.shape[-1] == 256 and (grown[..., 160:] == 0).all(), "98, 62 and padding"
+        assert grown[..., 98:160].std() > 0.1 * logits[..., :98].std()
 
 
 @pytest.mark.megatron
@@ -393,7 +400,7 @@ def score(nemo: Path, trainer) -> torch.Tensor:
     actor = load_from_nemo(Actor, config, trainer, strict=True, restore_path=str(nemo))
     model_parallel_cuda_manual_seed(1)  # attention asks for the generator of its dropout, though that is zero
     (model,) = actor.get_model_module_list()
-    tokens = sequences(config.vocab_size)
+    tokens = sequences(VOCAB if nemo.stem.endswith("images-nemo") else config.vocab_size)
     length = tokens.shape[1]
     hidden_from = torch.ones(1, 1, length, length, dtype=torch.bool).triu(1)
     with torch.no_grad():
@@ -403,6 +410,8 @@ def score(nemo: Path, trainer) -> torch.Tensor:
 def main(work: Path) -> None:
     for hf in sorted(work.glob("*-hf")):
         import_hf(hf, work / f"{hf.stem.removesuffix('-hf')}-nemo")
+        if hf.stem in ("untied-hf", "tied-hf"):
+            import_hf(hf, work / f"{hf.stem.removesuffix('-hf')}-images-nemo", images=ImageOptions("60:4x3"))
         if hf.stem == "biased-hf":  # 3 query groups
             import_hf(hf, work / "biased-4-nemo", query_groups=4)
     stack.prepare()

@@ -5,13 +5,14 @@ Face tokenizer and config.json as they were) and model_weights/ (a Megatron dist
 dtype). It loads in any TP x PP x DP layout. Tensors go over one by one: neither model nor process group is made.
 """
 
+import json
 import math
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -21,9 +22,13 @@ from transformers.utils import logging as transformers_logging
 from .distributed import DistributedWriter
 from .families import FAMILIES
 from .folders import new_folder, progress
+from .image_rows import ImageOptions, NewRows, image_tokens
 from .mapping import Family, Padding, Weight
 from .safetensors_files import DTYPES, Tensors, read_json
 from .spans import gather
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MODEL_CONFIG, TOKENIZER, WEIGHTS = "model_config.yaml", "tokenizer", "model_weights"  # NeMo's names; tokenizer is ours
 CONFIG = "config.json"
@@ -42,12 +47,13 @@ _SWITCHES = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_w
 _OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window")  # may be null
 
 
-def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
+def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None, images: ImageOptions | None = None) -> None:
     """Write the model of the Hugging Face folder `hf_dir` as the NeMo checkpoint folder `out`, which must not exist.
 
     The vocabulary is padded once, with zero rows, to a multiple of 128 whatever the tensor parallel size will be.
     `query_groups` pads the attention's query groups with zero heads up to that number, for a tensor parallel size that
     divides it and not the model's own: SmolLM2-135M has 3, and runs at TP2 with 4. None leaves them as they are.
+    `images` adds rows for image codes above those of text (image_rows.py).
     Raises ValueError, in one line, for a folder that cannot be imported; `out` appears whole or not at all.
     """
     if out.exists():
@@ -55,27 +61,33 @@ def import_hf(hf_dir: Path, out: Path, query_groups: int | None = None) -> None:
     if not hf_dir.is_dir():
         raise ValueError(f"{hf_dir} is not a folder: give a Hugging Face model folder")
     family, config = read_config(hf_dir)
-    _check_tokenizer(hf_dir, config)
+    tokens = image_tokens(hf_dir, images, config.vocab_size, _checked_tokenizer(hf_dir, config))
+    old = config.vocab_size
+    vocab_size = old if tokens is None else max(old, tokens.all_codes.stop)
     padding = Padding(
-        vocab=-(-config.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
+        vocab=-(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE,
         query_groups=config.num_key_value_heads if query_groups is None else query_groups,
     )
     own = config.num_key_value_heads
     if padding.query_groups < own:
         raise ValueError(f"--query-groups {query_groups}: {hf_dir} has {own}: give at least as many")
     weights, layers = family.weights(config, padding), config.num_hidden_layers
-    with Tensors(hf_dir) as tensors:
+    with Tensors(hf_dir) as tensors, NewRows.opened(tensors, old, vocab_size - old) as new_rows:
         _check_tensors(hf_dir, tensors, weights, layers, family.ignored(config))
         size = sum(tensors.entries[name].size for name in _names(weights, layers))
         with new_folder(out, size) as partial, progress(f"import {hf_dir.name}", size) as advance:
-            OmegaConf.save(_model_config(hf_dir, family, config, padding), partial / MODEL_CONFIG)
+            OmegaConf.save(_model_config(hf_dir, family, config, padding, vocab_size), partial / MODEL_CONFIG)
             _copy_tokenizer(hf_dir, partial / TOKENIZER)
+            if tokens is not None:
+                tokens.write(partial / TOKENIZER)
+                _set_vocab_size(partial / TOKENIZER / CONFIG, vocab_size)
             with DistributedWriter(partial / WEIGHTS, layers) as writer:
                 for weight in weights:
                     whole = weight.whole(_dtype(weight, tensors))
                     for layer in weight.layers(layers):
                         parts = zip(weight.names(layer), weight.views(whole), strict=True)
                         sources = [tensors.span(name, view) for name, view in parts]
+                        sources += new_rows.spans(weight, whole)
                         advance(gather(sources, writer.span(weight.target, layer, whole)))
                 for module in family.stateful:
                     writer.write_empty_state(module)
@@ -160,7 +172,7 @@ def _quietly() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _check_tokenizer(hf_dir: Path, config: PretrainedConfig) -> None:
+def _checked_tokenizer(hf_dir: Path, config: PretrainedConfig) -> "PreTrainedTokenizerBase":
     if not any((hf_dir / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ValueError(f"{hf_dir} has no tokenizer: copy the model's tokenizer files into it")
     path = hf_dir / "tokenizer_config.json"
@@ -173,15 +185,16 @@ def _check_tokenizer(hf_dir: Path, config: PretrainedConfig) -> None:
         from transformers import AutoTokenizer as Tokenizer
     try:
         with _quietly():
-            entries = len(Tokenizer.from_pretrained(hf_dir, trust_remote_code=False, local_files_only=True))
+            tokenizer = Tokenizer.from_pretrained(hf_dir, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise whatever a broken file leads to
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{hf_dir}: the tokenizer cannot be read ({reason}): download it again") from error
-    if entries > config.vocab_size:
+    if len(tokenizer) > config.vocab_size:
         raise ValueError(
-            f"{hf_dir}: the tokenizer has {entries} entries, vocab_size in config.json is {config.vocab_size}: "
+            f"{hf_dir}: the tokenizer has {len(tokenizer)} entries, vocab_size in config.json is {config.vocab_size}: "
             "resize the model's embedding, or give the tokenizer that it was trained with"
         )
+    return tokenizer
 
 
 def _check_tensors(hf_dir: Path, tensors: Tensors, weights: list[Weight], num_layers: int, ignored: str) -> None:
@@ -231,16 +244,23 @@ def _dtype(weight: Weight, tensors: Tensors) -> torch.dtype:
     return DTYPES[tensors.entries[weight.names(0)[0]].dtype]
 
 
-def _model_config(hf_dir: Path, family: Family, config: PretrainedConfig, padding: Padding) -> DictConfig:
+def _model_config(
+    hf_dir: Path, family: Family, config: PretrainedConfig, padding: Padding, vocab_size: int
+) -> DictConfig:
     return OmegaConf.create(
         {
             **family.model_config(config, padding),
-            "vocab_size": config.vocab_size,  # rows that mean a token; logits from here to the padded size do not
+            "vocab_size": vocab_size,  # rows that mean a token; logits from here to the padded size do not
             "override_vocab_size": padding.vocab,
             **TOKENS,
             "base_model": config._name_or_path or hf_dir.resolve().name,  # for the model card of an export
         }
     )
+
+
+def _set_vocab_size(path: Path, vocab_size: int) -> None:
+    """An export starts from this config.json, and gives the new rows too."""
+    path.write_text(json.dumps(read_json(path) | {"vocab_size": vocab_size}, indent=2) + "\n")
 
 
 def _copy_tokenizer(hf_dir: Path, folder: Path) -> None:
