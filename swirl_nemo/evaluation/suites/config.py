@@ -11,6 +11,7 @@ class JudgeConfig:
     """A model behind an OpenAI-compatible endpoint, which SWIRL_JUDGE_URL, _MODEL and _KEY name in the environment."""
 
     ask: bool = MISSING
+    structured: bool = MISSING  # the answer's JSON schema is sent along; off for an endpoint that takes none
     rubric: str | None = MISSING  # a file such as those in evaluation/suites/rubrics; null: the suite's own there
     requests_per_minute: float = MISSING
     parallel: int = MISSING  # requests under way at a time
