@@ -18,6 +18,7 @@ from .evaluation import held_out, lookahead
 from .guard import judge
 from .interrupt import Interrupt
 from .phase import Step, grpo_step
+from .pretraining import StateOnlyRows
 from .roles import FWM, IDM, ROLES, Role
 from .runs import check_settings
 from .schedule import learning_rate
@@ -201,7 +202,7 @@ class Driver:
         if stage.kind == "phase":
             return self._phase_stepper(stage)
         if stage.kind == "pretrain":
-            return self._sft_stepper(stage, self.cfg.pretrain, self.unlabelled)
+            return self._pretrain_stepper(stage)
         sft = self.cfg.warmup
         if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
@@ -220,15 +221,25 @@ class Driver:
 
         def one_step(step: int) -> dict:
             rows = read(step)[: sft.batch // share]
-            if stage.kind == "pretrain":
-                rows = supervised.with_differences(rows, self.cfg.data.fact_separator)
-            pairs = [(role, row) for row in rows for role in stage.roles]
-            lr = learning_rate(step, peak=sft.lr, warmup=sft.lr_warmup, total=stage.steps, schedule=sft.schedule)
-            metrics = supervised.step(self.session, pairs, lr, self.cfg.optimizer.clip_grad)
-            role = "+".join(role.name for role in stage.roles)
-            return {"phase": stage.kind, "role": role, **metrics, "optimizer_steps": 1}
+            return self._sft_step(stage, sft, step, [(role, row) for row in rows for role in stage.roles])
 
         return one_step
+
+    def _pretrain_stepper(self, stage: Stage) -> Callable[[int], dict]:
+        cfg, seed = self.cfg.pretrain, self._seed(stage, 0)
+        read = _reader(self.unlabelled, seed, cfg.batch)
+        rows = StateOnlyRows(cfg, self.unlabelled, self.cfg.data.fact_separator, seed)
+
+        def one_step(step: int) -> dict:
+            return self._sft_step(stage, cfg, step, rows.pairs(read(step)[: cfg.batch // len(stage.roles)], step))
+
+        return one_step
+
+    def _sft_step(self, stage: Stage, sft: SftConfig, step: int, pairs: supervised.Pairs) -> dict:
+        lr = learning_rate(step, peak=sft.lr, warmup=sft.lr_warmup, total=stage.steps, schedule=sft.schedule)
+        metrics = supervised.step(self.session, pairs, lr, self.cfg.optimizer.clip_grad)
+        role = "+".join(role.name for role in stage.roles)
+        return {"phase": stage.kind, "role": role, **metrics, "optimizer_steps": 1}
 
     def _phase_stepper(self, stage: Stage) -> Callable[[int], dict]:
         (role,) = stage.roles

@@ -38,6 +38,8 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
         _check_data(f"data.{role}", getattr(cfg.data, role), cfg.model.max_length)
         _check_phase(f"phase.{role}", getattr(cfg.phase, role), replicas)
     _check_sft("pretrain", cfg.pretrain, replicas)
+    for name in ("without_action", "renamed"):
+        _require(f"pretrain.{name}", getattr(cfg.pretrain, name), lambda v: 0 <= v <= 1, "between 0 and 1")
     _check_sft("warmup", cfg.warmup, replicas)
     for key in ("pretrain", "warmup") if cfg.model.weights is Weights.shared else ("pretrain",):
         _require(f"{key}.batch", getattr(cfg, key).batch, lambda v: v >= 2, "at least 2: a row is read in both roles")

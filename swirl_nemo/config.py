@@ -206,6 +206,14 @@ class SftConfig:
 
 
 @dataclass
+class PretrainConfig(SftConfig):
+    """State-only pairs; the action is what differs between the two states, or nothing at all."""
+
+    without_action: float = MISSING  # share of the FWM's rows: they teach what can follow a state
+    renamed: float = MISSING  # share of a row's words, but for those rows: each another wherever it stands
+
+
+@dataclass
 class AnnotateConfig:
     greedy: bool = MISSING
     pool: int = MISSING  # state-only transitions annotated an iteration; 0: all of them
@@ -394,7 +402,7 @@ class SwirlConfig:
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
     optimizer: OptimizerConfig = MISSING
-    pretrain: SftConfig = MISSING  # with differences as actions, no label; 0 steps: off
+    pretrain: PretrainConfig = MISSING  # 0 steps: off
     warmup: SftConfig = MISSING
     annotate: AnnotateConfig = MISSING
     alternation: AlternationConfig = MISSING

@@ -3,14 +3,10 @@
 The loss is on the completion alone: the mean of -log P(target | prompt) over target tokens.
 """
 
-from collections.abc import Iterable
-from dataclasses import replace
-
 import torch
 
 from .actor.batch import MicroBatch
 from .data.batch import collate
-from .data.prompts import difference
 from .data.transition import Transition
 from .guard import rows
 from .roles import Role
@@ -61,12 +57,3 @@ def trained_tokens(session: Session, batches: list[MicroBatch]) -> int:
     """Tokens of all ranks' micro-batches, prompts and completions."""
     mine = sum(int(batch.sequences.lengths.sum()) for batch in batches)
     return int(session.add_up(torch.tensor(mine, device=session.device)).item())
-
-
-def with_differences(transitions: Iterable[Transition], separator: str) -> list[Transition]:
-    """Rows for pre-training: what differs between x and y, as the IDM's {diff} has it, stands in the action's place.
-
-    Reads no label. The FWM's task becomes to carry out stated differences, the IDM's to copy them out; what is left for
-    the labels is which words an action has for a difference.
-    """
-    return [replace(t, z=difference(t.x, t.y, separator)) for t in transitions]
