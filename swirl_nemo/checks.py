@@ -24,6 +24,7 @@ from .config import (
     SwirlConfig,
     Weights,
 )
+from .evaluation.suites.config import SuiteConfig
 from .kernels import lack
 
 
@@ -46,6 +47,8 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     _check_alternation(cfg)
     _check_precision(cfg)
     _check_kernels(cfg)
+    if cfg.suite is not None:
+        _check_suite(cfg.suite)
     _require(
         "run.name", cfg.run.name, lambda v: v and v not in (".", "..", "latest") and "/" not in v, "a folder's name"
     )
@@ -283,6 +286,24 @@ def _check_kernels(cfg: SwirlConfig) -> None:
             "kernels.attention=transformer_engine: its heads are not divided among parallel.context ranks yet: give "
             "kernels.attention=torch"
         )
+
+
+def _check_suite(suite: SuiteConfig) -> None:
+    _require_all("suite", suite, _NOT_NEGATIVE, "limit")
+    _require("suite.parts", suite.parts, lambda v: v is None or v, "names of parts, or null for all")
+    _require("suite.headline", suite.headline, bool, "names of scores")
+    try:
+        suite.instruction.format(action="", plan="", step=1, steps=1)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"suite.instruction={suite.instruction}: {error!r}: the fields are {{action}} {{plan}} {{step}} {{steps}}"
+        ) from None
+    judge = suite.judge
+    _require_all("suite.judge", judge, _POSITIVE, "requests_per_minute", "parallel", "timeout_seconds", "tries")
+    _require_all("suite.judge", judge, _POSITIVE, "answers", "max_tokens")
+    _require_all("suite.judge", judge, _NOT_NEGATIVE, "picture_tokens")
+    for name in ("input_price", "output_price", "max_cost"):
+        _require(f"suite.judge.{name}", getattr(judge, name), lambda v: v is None or v >= 0, "0 or more, or null")
 
 
 def check_training(cfg: SwirlConfig) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from .checks import check
 from .settings import compose, load
 
 # torch says this at every import, about a package that Megatron Core's dependencies bring in.
@@ -31,7 +32,7 @@ Overrides = Annotated[
     typer.Argument(
         metavar="KEY=VALUE",
         help="Settings of conf/swirl.yaml, and choices of its groups: experiment, data, model, phase, parallel, "
-        "precision, cluster.",
+        "precision, cluster, suite.",
         show_default=False,
     ),
 ]
@@ -187,10 +188,19 @@ def train(
     alternation.train(cfg)
 
 
-@app.command("eval", epilog="Example: swirl eval experiment=quickstart eval.transitions=100")
+@app.command("eval", epilog="Example: swirl eval run.name=my_run suite=stabletoolbench suite.folder=StableToolBench")
 def evaluate(overrides: Overrides = ()) -> None:
-    """Held-out figures of both roles."""
-    cfg = load(list(overrides))
+    """Held-out figures of both roles or, with suite=NAME, a run's models on one of the paper's benchmarks."""
+    cfg = compose(list(overrides))
+    if cfg.suite is not None and cfg.suite.predictions is not None:
+        check(cfg, cfg.parallel.processes)  # no model is run: neither its files nor a process a rank are needed
+    else:
+        cfg = load(list(overrides))
+    if cfg.suite is not None:
+        from .evaluation import benchmarks
+
+        benchmarks.evaluate(cfg)
+        return
     from . import alternation
 
     _say(json.dumps(alternation.evaluate(cfg), indent=2))

@@ -169,10 +169,12 @@ class Run:
         """Write summary.json and report.html, and print the table of held-out figures. Seconds and commit are added."""
         if not self.is_main:
             return
-        from .evaluation.report import held_out_table, write_report
+        from .evaluation.report import held_out_table, suites_of, write_report
 
         commit = source(HERE)["commit"]
         summary = finite({**summary, "seconds": round(self._seconds(), 3), "commit": commit})
+        if suites := suites_of(self.folder):
+            summary["suites"] = suites
         write_json(self.folder / "summary.json", summary)
         self._display.finish(held_out_table(summary), write_report(self.folder))
 

@@ -10,8 +10,8 @@ from releases import picture
 
 from swirl_nemo.evaluation.suites import SUITES
 from swirl_nemo.evaluation.suites.config import JudgeConfig
-from swirl_nemo.evaluation.suites.judge import Judge, Question
-from swirl_nemo.evaluation.suites.rubric import OWN, load
+from swirl_nemo.evaluation.suites.judge import Judge
+from swirl_nemo.evaluation.suites.rubric import OWN, Question, load
 from swirl_nemo.settings import compose
 
 pytestmark = pytest.mark.slow

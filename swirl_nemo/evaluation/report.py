@@ -13,6 +13,7 @@ from rich.table import Table
 from ..records import read_lines
 from .metrics import METRICS, MODELS, NAMES
 from .pictures import pictures
+from .suites.results import columns, heading, note, rows
 
 _PACKAGES = ("torch", "megatron-core", "nemo-toolkit", "nemo_toolkit", "nemo-aligner", "transformers", "numpy")
 
@@ -53,6 +54,7 @@ def write_report(run_dir: Path) -> Path:
         rows=held_out_rows(run.summary),
         facts=_facts(run.summary, run.env),
         pictures=pictures(run.records),
+        suites=[(heading(entry), columns(entry), rows(entry), note(entry)) for entry in suites_of(run_dir).values()],
         switches=switches(run.config),
         samples=samples,
         opened=([stage for stage in samples if "swirl" in stage] or [None, *samples])[-1],
@@ -93,6 +95,12 @@ def _parsed(path: Path, parse: Callable[[str], dict]) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f"{path}: holds no keys and values: mend it")
     return found
+
+
+def suites_of(run_dir: Path) -> dict[str, dict]:
+    """Results of the benchmarks that were run on the run's models, by suite."""
+    files = sorted(run_dir.glob("suites/*/results.json"))
+    return {file.parent.name: _parsed(file, json.loads) for file in files}
 
 
 def held_out_table(summary: dict) -> Table:

@@ -35,7 +35,7 @@ class SuiteConfig:
     parts: list[str] | None = MISSING  # of those in the release; null: all
     instruction: str = MISSING  # what the FWM is given as action: {action} {plan} {step} {steps}
     models: list[str] = MISSING  # of the run's checkpoints; none: the one in model.fwm
-    predictions: str | None = MISSING  # folder of predictions that are there already: nothing is generated
+    predictions: str | None = MISSING  # folder with MODEL/PART/ID.png (or .txt): these, and nothing is generated
     limit: int = MISSING  # items of each part; 0: all
     clip: str | None = MISSING  # Hugging Face folder of a CLIP model; null: its scores are left out
     lpips: str | None = MISSING  # torchvision's file of AlexNet weights; null: LPIPS is left out

@@ -24,19 +24,11 @@ import openai
 from PIL import Image
 
 from .config import JudgeConfig
-from .rubric import Rubric
+from .rubric import Question, Rubric
 
 URL, MODEL, KEY = "SWIRL_JUDGE_URL", "SWIRL_JUDGE_MODEL", "SWIRL_JUDGE_KEY"
 HOPELESS = 5  # questions in a row that the endpoint does not answer
 CHARACTERS = 4  # of a token, for the estimate
-
-
-@dataclass(frozen=True)
-class Question:
-    """One prediction. `fields` fill the rubric's question; `pictures` are what it shows, by name, drawn when needed."""
-
-    fields: dict[str, str]
-    pictures: dict[str, Callable[[], Image.Image]]
 
 
 @dataclass

@@ -1,15 +1,26 @@
 """A rubric: what a judge is told, what it is shown, and what it must answer."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
 from typing import Literal
 
 import yaml
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 OWN = Path(__file__).parent / "rubrics"
 FIELDS = ("before", "action", "prediction", "target", "plan", "step", "steps")  # that a question may have
+
+
+@dataclass(frozen=True)
+class Question:
+    """One prediction. `fields` fill the rubric's question; `pictures` are what it shows, by name, drawn when needed."""
+
+    fields: dict[str, str]
+    pictures: dict[str, Callable[[], Image.Image]]
 
 
 class Score(BaseModel):
