@@ -2,10 +2,10 @@
 grid that turns and walks, carries balls, boxes and keys, and opens doors.
 
 A state is the whole grid, a fact a line. A cell is a letter for its column and a digit for its row, from a0 at the top
-left. What an action can change comes first, then what stays: goals, the far corner of the outer wall, and the rows of
-inner wall or lava in a column that has some:
+left; the agent's fact ends with the cell before it. What an action can change comes first, then what stays: goals, the
+far corner of the outer wall, and the rows of inner wall or lava in a column that has some:
 
-    agent b3 east
+    agent b3 east c3
     door yellow d3 locked
     key yellow held
     goal g6
@@ -37,6 +37,7 @@ MAX_MOVES = 3
 MOVES = ("left", "right", "forward", "pickup", "drop", "toggle")  # in the order of minigrid.core.actions.Actions
 HANDLING = MOVES[3:]
 FACINGS = ("east", "south", "west", "north")
+STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 COLUMNS = "abcdefghijklmnop"
 COLOURS = ("blue", "green", "grey", "purple", "red", "yellow")
 PORTABLE = ("ball", "box", "key")
@@ -44,7 +45,7 @@ THINGS = ("door", *PORTABLE)
 STAYS = ("goal", "wall", "lava")
 COLOUR, CELL = f"(?:{'|'.join(COLOURS)})", f"[{COLUMNS}][0-9]"
 FACT = re.compile(
-    rf"agent {CELL} (?:{'|'.join(FACINGS)})|door {COLOUR} {CELL} (?:open|shut|locked)"
+    rf"agent {CELL} (?:{'|'.join(FACINGS)}) {CELL}|door {COLOUR} {CELL} (?:open|shut|locked)"
     rf"|(?:{'|'.join(PORTABLE)}) {COLOUR} (?:{CELL}|held|gone)|(?:goal|corner) {CELL}|(?:wall|lava) [{COLUMNS}][0-9]+"
 )
 # "MiniGrid-{task}-v0": up to ten rows, nothing that moves by itself, no box with a thing in it, and doors inside alone.
@@ -146,7 +147,9 @@ def _frame(grid: "Grid") -> tuple[str, ...]:
 
 
 def render(state: State) -> str:
-    facts = [f"agent {_cell(*state.agent)} {FACINGS[state.facing]}"]
+    x, y = state.agent
+    right, down = STEPS[state.facing]
+    facts = [f"agent {_cell(x, y)} {FACINGS[state.facing]} {_cell(x + right, y + down)}"]
     facts += [f"{it.type} {it.color} {value}" for it, value in zip(state.room.things, state.values, strict=True)]
     return SEPARATOR.join([*facts, *state.room.frame])
 
@@ -158,7 +161,7 @@ def parse_state(text: str) -> State | None:
     once = [fact for fact in facts if fact[0] in ("agent", "corner")]
     if not all(FACT.fullmatch(line) for line in lines) or [kind for kind, *_ in once] != ["agent", "corner"]:
         return None
-    (_, spot, facing), (_, corner) = once
+    (_, spot, facing, _), (_, corner) = once
     spots = re.findall(f"[{COLUMNS}][0-9]+", text)  # of wall and lava several rows at once
     if corner[0] < "c" or corner[1] < "2" or any(it[0] > corner[0] or max(it[1:]) > corner[1] for it in spots):
         return None
