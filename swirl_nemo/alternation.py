@@ -100,8 +100,9 @@ class Driver:
         self.saver = Saver(session)
         self.plan = stages(self.cfg)
         self.state = State()
-        self.labelled = TransitionFile(self.cfg.data.labelled, self.cfg.data.max_labels)
-        self.unlabelled = TransitionFile(self.cfg.data.unlabelled, self.cfg.data.max_unlabelled)
+        data = self.cfg.data
+        self.labelled = TransitionFile(data.labelled, data.max_labels, data.history)
+        self.unlabelled = TransitionFile(data.unlabelled, data.max_unlabelled, data.history)
         self.interrupt = Interrupt()
 
     def start(self) -> None:
@@ -228,7 +229,8 @@ class Driver:
     def _pretrain_stepper(self, stage: Stage) -> Callable[[int], dict]:
         cfg, seed = self.cfg.pretrain, self._seed(stage, 0)
         read = _reader(self.unlabelled, seed, cfg.batch)
-        rows = StateOnlyRows(cfg, self.unlabelled, self.cfg.data.fact_separator, seed)
+        columns = self.session.prompter.image_columns
+        rows = StateOnlyRows(cfg, self.unlabelled, self.cfg.data.fact_separator, seed, columns)
 
         def one_step(step: int) -> dict:
             return self._sft_step(stage, cfg, step, rows.pairs(read(step)[: cfg.batch // len(stage.roles)], step))
@@ -382,7 +384,8 @@ def annotate(cfg: SwirlConfig) -> Path:
     """`swirl annotate`: actions of model.idm for all of data.unlabelled, as annotations.jsonl in the run folder."""
     session = Session(cfg)
     session.load()
-    rows = list(TransitionFile(cfg.data.unlabelled, cfg.data.max_unlabelled))[: cfg.annotate.pool or None]
+    file = TransitionFile(cfg.data.unlabelled, cfg.data.max_unlabelled, cfg.data.history)
+    rows = file[: cfg.annotate.pool or None]
     annotated = annotation.annotate(session, rows, (cfg.run.seed,))
     path = session.run.folder / "annotations.jsonl"
     if session.is_main:

@@ -1,7 +1,7 @@
 """Latent actions for state-only transitions from the current IDM, kept where the current FWM finds them plausible."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,7 @@ def uncertain_first(annotated: list[Annotated], role: Role, ceiling: float | Non
 
 def write(annotated: list[Annotated], transitions: Path, scores: Path) -> None:
     """A transitions file, and beside it {"id", "idm_logprob", "fwm_logprob"} a row."""
-    transitions.write_text("".join(json.dumps(asdict(a.transition), ensure_ascii=False) + "\n" for a in annotated))
+    transitions.write_text("".join(json.dumps(a.transition.row(), ensure_ascii=False) + "\n" for a in annotated))
     with scores.open("w") as file:
         for a in annotated:
             row = {"id": a.transition.id, "idm_logprob": a.idm_logprob, "fwm_logprob": a.fwm_logprob}
@@ -106,6 +106,6 @@ def write(annotated: list[Annotated], transitions: Path, scores: Path) -> None:
 
 def read(transitions: Path, scores: Path) -> list[Annotated]:
     """What `write` wrote."""
-    rows = [Transition(**json.loads(line)) for line in transitions.read_text().splitlines()]
+    rows = [Transition.of(json.loads(line)) for line in transitions.read_text().splitlines()]
     values = [json.loads(line) for line in scores.read_text().splitlines()]
     return [Annotated(row, value["idm_logprob"], value["fwm_logprob"]) for row, value in zip(rows, values, strict=True)]

@@ -22,6 +22,7 @@ from .config import (
     RoleName,
     SftConfig,
     SwirlConfig,
+    Tokens,
     Weights,
 )
 from .evaluation.suites.config import SuiteConfig
@@ -38,6 +39,11 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     for role in ("fwm", "idm"):
         _check_data(f"data.{role}", getattr(cfg.data, role), cfg.model.max_length)
         _check_phase(f"phase.{role}", getattr(cfg.phase, role), replicas)
+    _require("data.history", cfg.data.history, *_NOT_NEGATIVE)
+    if cfg.data.idm.tokens is Tokens.image:
+        raise ValueError("data.idm.tokens=image: an action is text: give text")
+    if cfg.data.fwm.tokens is Tokens.image and cfg.eval.plans:
+        raise ValueError(f"eval.plans={cfg.eval.plans}: a planner compares facts, which images do not name: give 0")
     _check_sft("pretrain", cfg.pretrain, replicas)
     for name in ("without_action", "renamed"):
         _require(f"pretrain.{name}", getattr(cfg.pretrain, name), lambda v: 0 <= v <= 1, "between 0 and 1")
@@ -192,6 +198,11 @@ def _check_data(key: str, data: RoleDataConfig, longest: int) -> None:
     if data.min_length > data.max_length:
         raise ValueError(
             f"{key}.min_length={data.min_length}: over {key}.max_length={data.max_length}: give at most that"
+        )
+    if data.tokens is Tokens.image and data.min_length != data.max_length:
+        raise ValueError(
+            f"{key}.min_length={data.min_length}: with {key}.tokens=image a completion is one image, of "
+            f"{key}.max_length={data.max_length} codes: give that for both"
         )
     if data.max_length >= longest:
         raise ValueError(

@@ -102,9 +102,10 @@ class RoleName(Enum):
 
 
 class Tokens(Enum):
-    """What a role may emit: text is every ordinary token of the tokenizer; the end token always belongs to it."""
+    """What a role may emit: every ordinary token of the tokenizer and the end token, or an image's codes alone."""
 
     text = "text"
+    image = "image"
 
 
 @dataclass
@@ -160,7 +161,7 @@ class ModelConfig:
 
 @dataclass
 class RoleDataConfig:
-    templates: list[str] = MISSING  # {x} {y} {z} {diff}; one is drawn per prompt and held within its group
+    templates: list[str] = MISSING  # {x} {y} {z} {diff} {history}; one is drawn per prompt and held within its group
     tokens: Tokens = MISSING
     min_length: int = MISSING
     max_length: int = MISSING
@@ -178,7 +179,8 @@ class DataConfig:
     test_episodes: str | None = MISSING  # transitions step by step, for eval.horizon
     collection: str | None = MISSING  # collect.json, for eval.plans
     tokenizer: str = MISSING  # Hugging Face tokenizer folder
-    fact_separator: str = MISSING  # what divides a state's text into facts, for {diff}
+    fact_separator: str = MISSING  # what divides a state's text into facts, for {diff}, and states in {history}
+    history: int = MISSING  # states before x that are read, for {history}
     max_labels: int | None = MISSING  # use the first N labelled rows
     max_unlabelled: int | None = MISSING  # and the first N state-only transitions
     fwm: RoleDataConfig = MISSING

@@ -4,7 +4,6 @@ Whatever is decided here is decided by all processes alike.
 """
 
 import math
-from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
@@ -23,7 +22,7 @@ def agree(bad: bool, device) -> bool:
 
 def rows(kind: str, transitions: list[Transition]) -> list[dict]:
     """Supervised rows of a batch, to be dumped."""
-    return [{"kind": kind, **asdict(transition)} for transition in transitions]
+    return [{"kind": kind, **transition.row()} for transition in transitions]
 
 
 def readable(value):

@@ -20,8 +20,15 @@ WORD = re.compile(r"\w+")
 class StateOnlyRows:
     """Makes the rows of each step of pre-training; they depend on the seed, the step and the transition alone."""
 
-    def __init__(self, cfg: PretrainConfig, transitions: Sequence[Transition], separator: str, seed: int):
-        self._cfg, self._separator, self._seed = cfg, separator, seed
+    def __init__(
+        self,
+        cfg: PretrainConfig,
+        transitions: Sequence[Transition],
+        separator: str,
+        seed: int,
+        image_columns: int | None = None,
+    ):
+        self._cfg, self._separator, self._seed, self._columns = cfg, separator, seed, image_columns
         self._words = sorted(
             {word for t in transitions for word in WORD.findall(f"{t.x} {t.y}")} if cfg.renamed else ()
         )
@@ -33,7 +40,7 @@ class StateOnlyRows:
         pairs = []
         for place, transition in enumerate(transitions):
             row = self._renamed(transition, step)
-            row = replace(row, z=difference(row.x, row.y, self._separator))
+            row = replace(row, z=difference(row.x, row.y, self._separator, self._columns))
             pairs += [(FWM, replace(transition, z="") if place < bare else row), (IDM, row)]
         return pairs
 
@@ -41,6 +48,7 @@ class StateOnlyRows:
         """The transition with a share of its words replaced, each by one of the corpus that it does not have.
 
         Where names are few, a model learns them by heart instead of learning to copy; renamed, they tell it nothing.
+        Images have no words and stay.
         """
         rng = Random(f"{self._seed}/{step}/{transition.id}")
         own = sorted(set(WORD.findall(f"{transition.x} {transition.y}")))

@@ -84,11 +84,29 @@ BAD_LINES = {
     "empty state": ({**ROW, "x": " "}, "x is empty"),
     "empty action": ({**ROW, "z": ""}, "z is empty"),
     "null state": ({**ROW, "y": None}, "y is null"),
-    "image state": ({**ROW, "x": {"image": "a.png"}}, "x is an image: this version reads states as text only"),
+    "image state": ({**ROW, "x": {"image": "a.png"}}, "x: a.png is a picture, not its codes: run swirl tokenize"),
     "one state": ({**STATES, "states": ["s0"]}, "at least 2 states"),
     "states of text": ({**STATES, "states": "s0 s1"}, "at least 2 states"),
     "empty among states": ({**STATES, "states": ["s0", ""]}, "states[1] is empty"),
-    "image among states": ({**STATES, "states": ["s0", {"image": [1]}]}, "states[1] is an image"),
+    "picture among states": ({**STATES, "states": ["s0", {"image": "b.png"}]}, "states[1]: b.png is a picture"),
+    "no codes": ({**ROW, "x": {"image": []}}, "x: the image [] is no list of codes"),
+    "codes of text": ({**ROW, "x": {"image": ["3"]}}, "is no list of codes, which are whole numbers"),
+    "negative code": ({**ROW, "y": {"image": [3, -1]}}, "y: the image [3, -1] is no list of codes"),
+    "code of a truth value": ({**ROW, "y": {"image": [True]}}, "is no list of codes"),
+    "too large a code": ({**ROW, "y": {"image": [65534]}}, "is no list of codes"),
+    "image of a number": ({**ROW, "y": {"image": 3}}, "y: the image 3 is neither a list of codes nor a path"),
+    "image and more": ({**ROW, "y": {"image": [3], "size": 1}}, "give a text or"),
+    "image as an action": ({**ROW, "z": {"image": [3]}}, 'z is {"image": [3]}: give a text'),
+    "two lengths": ({**ROW, "x": {"image": [3, 4]}, "y": {"image": [3]}}, "y: an image of 1 codes, the first has 2"),
+    "codes that are not there": ({**ROW, "x": {"image": "codes.npy#3"}}, "codes.npy: cannot be read as codes"),
+    "a character that stands for a code": (
+        {**ROW, "x": "a \U000f0003"},
+        "x has a character of Unicode's private planes",
+    ),
+    "a code in an action": ({**ROW, "z": "\U000f0003"}, "z has a character of Unicode's private planes"),
+    "history of text": ({**ROW, "history": "s0"}, 'history is "s0": give a list of the states before x'),
+    "empty in the history": ({**ROW, "history": ["s0", " "]}, "history[1] is empty"),
+    "history of a sequence": ({**STATES, "history": ["s0"]}, "unknown history"),
     "sequence with actions": ({**STATES, "z": ["a", "b"]}, "unknown z"),
 }
 
@@ -100,6 +118,17 @@ def test_a_bad_row_is_named_by_file_and_line_in_one_line(written, line, fault):
         TransitionFile(path, None)
     message = str(error.value)
     assert message.startswith(f"{path}:3: ") and fault in message and "\n" not in message
+
+
+def test_states_before_x_are_read_as_far_as_asked(written):
+    """Of a sequence those before it in the row, of a transition those that its row has."""
+    path = written({**ROW, "history": ["a", "b", "c"]}, {**STATES, "states": list("stuvw")}, ROW)
+    for window in range(5):
+        rows = list(TransitionFile(path, None, window))
+        given, sequence, without_any = rows[0].history, [row.history for row in rows[1:-1]], rows[-1].history
+        assert given == ("a", "b", "c")[max(0, 3 - window) :] and without_any == ()
+        assert sequence == [tuple("stuvw"[max(0, t - window) : t]) for t in range(4)]
+    assert [row.history for row in TransitionFile(path, None)] == [()] * 6
 
 
 def test_a_file_cut_in_its_last_line_is_said_to_be_so(written):

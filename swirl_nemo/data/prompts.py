@@ -2,6 +2,7 @@
 
 import os
 from difflib import SequenceMatcher
+from itertools import groupby, takewhile
 from pathlib import Path
 from string import Formatter
 
@@ -12,10 +13,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..config import DataConfig, Tokens
 from ..roles import ROLES, Role
 from .draw import uniform
+from .images.characters import FORGED, RUNS, image_codes, image_difference, image_text
+from .images.vocabulary import FILE, ImageTokens
 from .transition import Transition
 
 # What each template field shows of the transition.
-FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}}
+FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}, "history": set()}
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -32,10 +35,12 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 class Prompter:
     """Renders a role's prompt and target as token ids, and reads completions back.
 
-    A prompt and its completion are tokenized apart, so a completion's tokens never depend on where the prompt ends.
+    A prompt and its completion are tokenized apart, so a completion's tokens never depend on where the prompt ends. An
+    image's tokens are begin, N codes, end; where a role completes one, begin ends the prompt.
 
     Raises ValueError for a template of `data` that is malformed, that shows a role the field it is to complete or keeps
-    from it one that it needs; for an empty fact separator; and for a tokenizer without an end token.
+    from it one that it needs; for an empty fact separator; for a tokenizer without an end token; and for a role that
+    completes images where the tokenizer has no image tokens, or in another length than they have.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataConfig, seed: int):
@@ -52,7 +57,12 @@ class Prompter:
             _check_templates(role, list(self._roles[name].templates))
         special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
         special.update(tokenizer.all_special_ids)
+        self._images = ImageTokens.read(data.tokenizer)
+        if self._images is not None:
+            special |= {self._images.begin, self._images.end}
         self._ordinary = set(tokenizer.get_vocab().values()) - special - {self.end}
+        for name in ROLES:
+            self._check_images(name, str(data.tokenizer))
 
     def prompt(self, role: Role, transition: Transition) -> list[int]:
         """Token ids of the role's prompt, beginning with the tokenizer's bos where it has one.
@@ -60,27 +70,48 @@ class Prompter:
         The template is drawn by a hash of (seed, role, transition id): the same for all of a group's rollouts and for
         their scoring. Any text is accepted, so a policy's own malformed state can be scored.
 
-        Raises ValueError where the prompt needs an action and the transition's is None (an empty one is shown as such).
+        Raises ValueError where the prompt needs an action and the transition's is None (an empty one is shown as such),
+        and for an image of another length than the model's.
         """
         templates = self._roles[role.name].templates
         template = templates[int(uniform(self._seed, role.name, transition.id) * len(templates))]
         given = role.counterpart
         shown = {"x": transition.x, given.completes: given.target(transition)}
         if "{diff}" in template:
-            shown["diff"] = difference(transition.x, transition.y, self._separator)
-        tokens = self._encode(template.format(**shown))
+            shown["diff"] = difference(transition.x, transition.y, self._separator, self.image_columns)
+        if "{history}" in template:
+            shown["history"] = self._separator.join(transition.history)
+        tokens = self._encode(template.format(**shown), transition.id)
+        if self._completes_image(role):
+            tokens.append(self._images.begin)
         bos = self._tokenizer.bos_token_id
         return tokens if bos is None or tokens[:1] == [bos] else [bos, *tokens]
 
-    def target(self, role: Role, transition: Transition) -> list[int]:
-        """Token ids of the completion that the transition gives, and the end token.
+    @property
+    def image_columns(self) -> int | None:
+        """Of a model's images; None without."""
+        return None if self._images is None else self._images.columns
 
-        Raises ValueError where it has a token that the role may not emit (its log-prob would be minus infinity), and
-        for an IDM target of a transition without an action.
+    def target(self, role: Role, transition: Transition) -> list[int]:
+        """Token ids of the completion that the transition gives, and the end token; for an image, its N codes and the
+        end of an image.
+
+        Raises ValueError where it has a token that the role may not emit (its log-prob would be minus infinity), where
+        it is an image for a role that completes text or the reverse, and for an IDM target of a transition without an
+        action.
         """
-        tokens = self._encode(role.target(transition))
+        text = role.target(transition)
+        tokens = self._encode(text, transition.id)
+        if (image_codes(text) is not None) != self._completes_image(role):
+            wanted = "an image" if self._completes_image(role) else "text"
+            raise ValueError(
+                f"transition {transition.id}: its {role.completes} is not {wanted}, which data.{role.name}.tokens="
+                f"{self._roles[role.name].tokens.name} completes: give rows of one kind, and their tokens"
+            )
+        if self._completes_image(role):
+            return tokens[1:]
         for token in tokens:
-            if token not in self._ordinary:
+            if token not in self._ordinary and not self._is_code(token):  # a difference of images names codes
                 shown = self._tokenizer.convert_ids_to_tokens(token)
                 raise ValueError(
                     f"transition {transition.id}: {role.completes} has the special token {shown!r}, which no "
@@ -89,19 +120,32 @@ class Prompter:
         return [*tokens, self.end]
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of a completion, up to its end token where it has one."""
+        """The text of a completion, up to its end token where it has one.
+
+        One that starts with a code is an image, whose begin ended the prompt.
+        """
+        if tokens and self._is_code(tokens[0]):
+            return image_text(token - self._images.first_code for token in takewhile(self._is_code, tokens))
         length = tokens.index(self.end) if self.end in tokens else len(tokens)
-        return self._tokenizer.decode(tokens[:length], clean_up_tokenization_spaces=False)
+        if self._images is None:
+            return self._decode_text(tokens[:length])
+        parts = groupby(tokens[:length], lambda token: self._images.character(token) is None)
+        return "".join(
+            self._decode_text(list(run)) if text else "".join(map(self._images.character, run)) for text, run in parts
+        )
+
+    def _decode_text(self, tokens: list[int]) -> str:
+        return FORGED.sub("\ufffd", self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
 
     def allowed(self, role: Role, vocab_size: int) -> Tensor:
-        """Bool [V], V = vocab_size: tokens that the role may emit, the end token among them.
+        """Bool [V], V = vocab_size: tokens that the role may emit, the end token among them; of a role that completes
+        images the codes alone, since their number says where one ends.
 
         False for other special tokens, for ids that the tokenizer lacks and for the rows that pad the vocabulary.
 
         Raises ValueError where the vocabulary is smaller than the tokenizer's.
         """
-        assert self._roles[role.name].tokens is Tokens.text
-        emitted = [*self._ordinary, self.end]
+        emitted = [*self._images.all_codes] if self._completes_image(role) else [*self._ordinary, self.end]
         if max(emitted) >= vocab_size:
             raise ValueError(
                 f"data.tokenizer has token ids up to {max(emitted)}, the model a vocabulary of {vocab_size}: "
@@ -111,17 +155,54 @@ class Prompter:
         mask[emitted] = True
         return mask
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _encode(self, text: str, transition_id: str) -> list[int]:
+        if not FORGED.search(text):
+            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self._images is None:
+            raise ValueError(
+                f"transition {transition_id}: has an image, and data.tokenizer no {FILE}: import the model with "
+                "swirl import --images, and give the tokenizer of its folder"
+            )
+        tokens: list[int] = []
+        for part in filter(None, RUNS.split(text)):
+            if FORGED.match(part):
+                tokens += self._images.encode(part, transition_id)
+            else:
+                tokens += self._tokenizer(part, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def _completes_image(self, role: Role) -> bool:
+        return self._roles[role.name].tokens is Tokens.image
+
+    def _is_code(self, token: int) -> bool:
+        return self._images is not None and token in self._images.all_codes
+
+    def _check_images(self, name: str, tokenizer: str) -> None:
+        data, images = self._roles[name], self._images
+        if data.tokens is not Tokens.image:
+            return
+        if images is None:
+            raise ValueError(
+                f"data.{name}.tokens=image: data.tokenizer={tokenizer} has no {FILE}: import the model with "
+                "swirl import --images, and give the tokenizer of its folder"
+            )
+        if not data.min_length == data.max_length == images.length:
+            raise ValueError(
+                f"data.{name}.min_length={data.min_length}, data.{name}.max_length={data.max_length}: an image of this "
+                f"model has {images.rows} x {images.columns} codes: give {images.length} for both"
+            )
 
 
-def difference(x: str, y: str, separator: str) -> str:
+def difference(x: str, y: str, separator: str, image_columns: int | None = None) -> str:
     """The facts in which y differs from x, for {diff}: facts are what `separator` divides, and it joins the result.
+    Of two images the codes in which they differ (images/characters.py).
 
     A fact that took another's place is given as it now is, one that came is marked "+ fact", one that went "- fact";
     states of equal facts give "=". The marks stand apart from the facts by a space, so that a world's tokenizer can
     hold "=", "+" and "-" as words. Defined for any two texts.
     """
+    if (codes := image_difference(x, y, image_columns)) is not None:
+        return codes
     before, after = _facts(x, separator), _facts(y, separator)
     changes: list[str] = []
     for kind, i, i_end, j, j_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from .. import worlds
 from ..annotation import target_logprobs
+from ..data.images.characters import readable
 from ..data.transition import Transition
 from ..data.transitions import TransitionFile
 from ..roles import FWM, IDM, ROLES, Role
@@ -30,7 +31,7 @@ def evaluate(session: Session, path: str) -> tuple[dict[str, float], list[dict]]
     where the IDM, shown the FWM's prediction, names an action that leads to the true y.
     """
     size, limit = session.cfg.eval.batch, session.cfg.eval.transitions or None
-    rows = list(TransitionFile(path, limit))
+    rows = list(TransitionFile(path, limit, session.cfg.data.history))
     mine = session.share(range(len(rows)))
     predictions = []
     for start in range(mine.start, mine.stop, size):
@@ -100,6 +101,7 @@ def _samples(session: Session, predictions: list[Prediction], world) -> list[dic
             (IDM, p.action, _is_right(world, t, p.action)),
         ):
             prompt = session.prompter.decode(session.prompter.prompt(role, t))
-            shown = {"x": t.x, "z": t.z, "y": t.y, "prompt": prompt, "prediction": prediction}
-            rows.append({"role": role.name, **shown, "target": role.target(t), "correct": correct})
+            shown = {"x": t.x, "z": t.z, "y": t.y, "prompt": prompt, "prediction": prediction, "target": role.target(t)}
+            shown = {name: readable(text) for name, text in shown.items()}
+            rows.append({"role": role.name, **shown, "correct": correct})
     return rows

@@ -29,26 +29,28 @@ def figures(session: Session) -> dict:
     """{"horizon": ..., "planning": ...}, as far as `eval` asks for them."""
     cfg, found = session.cfg, {}
     if cfg.eval.horizon:
-        found["horizon"] = horizon(session, cfg.data.test_episodes, cfg.eval.horizon)
+        found["horizon"] = horizon(session, cfg.data.test_episodes, cfg.eval.horizon, cfg.data.history)
     if cfg.eval.plans:
         found["planning"] = planning(session, cfg.data.collection, cfg.eval.plans)
     return found
 
 
-def horizon(session: Session, path: str, length: int) -> list[dict[str, float]]:
+def horizon(session: Session, path: str, length: int, history: int = 0) -> list[dict[str, float]]:
     """Figures after k = 1, ..., `length` recorded actions: of states predicted from predicted states, and, as
-    "unmoved", of the first state left as it is. Over stretches of `path`, a file of whole
-    episodes, in which no step is missing.
+    "unmoved", of the first state left as it is. Over stretches of `path`, a file of whole episodes, in which no step is
+    missing. Of `history` states before, those that were predicted take the place of those that were.
 
     Raises ValueError where the file has no stretch so long.
     """
-    stretches = consecutive(TransitionFile(path, None), length)
+    stretches = consecutive(TransitionFile(path, None, history), length)
     if not stretches:
         raise ValueError(f"eval.horizon={length}: {path} has no {length} steps in a row: lower eval.horizon")
     mine = [stretches[i] for i in session.share(range(len(stretches)))]
-    states, found = [stretch[0].x for stretch in mine], []
+    states, pasts, found = [stretch[0].x for stretch in mine], [stretch[0].history for stretch in mine], []
     for k in range(length):
-        states = predicted(session, [replace(s[k], x=state) for s, state in zip(mine, states, strict=True)])
+        seen = [replace(s[k], x=x, history=past) for s, x, past in zip(mine, states, pasts, strict=True)]
+        pasts = [(*row.history, row.x)[-history:] if history else () for row in seen]
+        states = predicted(session, seen)
         scored = [
             (exact_match(state, s[k].y), token_f1(state, s[k].y), token_f1(s[0].x, s[k].y))
             for s, state in zip(mine, states, strict=True)

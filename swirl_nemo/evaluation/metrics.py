@@ -4,6 +4,9 @@ FWM and IDM are measured alike: exact match, token F1 and the log-prob of the go
 """
 
 from collections import Counter
+from operator import eq
+
+from ..data.images.characters import image_codes
 
 METRICS = ("exact_match", "token_f1", "gold_logprob")
 NAMES = {
@@ -38,8 +41,12 @@ def right_action(action: str, gold: str, leading: list[str] | None) -> bool:
 def token_f1(prediction: str, target: str) -> float:
     """Harmonic mean of precision and recall of whitespace tokens, each counted as often as it occurs (SQuAD's F1).
 
-    1 where both are empty.
+    1 where both are empty. Of two images the share of codes that are right, place by place: with as many codes in both,
+    precision and recall.
     """
+    images = image_codes(prediction), image_codes(target)
+    if None not in images and len(images[0]) == len(images[1]):
+        return sum(map(eq, *images)) / len(images[0])
     ours, theirs = Counter(prediction.split()), Counter(target.split())
     if not ours and not theirs:
         return 1.0

@@ -10,7 +10,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .characters import BEGIN, END, FIRST, MOST_CODES
+from .characters import BEGIN, END, FIRST, IMAGES, MOST_CODES
 
 FILE = "image_tokens.json"
 
@@ -59,14 +59,23 @@ class ImageTokens:
     def write(self, folder: Path) -> None:
         (folder / FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
-    def token(self, character: str) -> int:
-        """Of a character of characters.py. Raises ValueError for a code that the codebook does not have."""
-        if character in (BEGIN, END):
-            return self.begin if character == BEGIN else self.end
-        code = ord(character) - FIRST
-        if code >= self.codes:
-            raise ValueError(f"image code {code}: the model has {self.codes}: tokenize with the tokenizer it is for")
-        return self.first_code + code
+    def encode(self, characters: str, transition_id: str) -> list[int]:
+        """A token for each character of characters.py. Raises ValueError, naming the transition, for an image of
+        another length than the model's, and for a code that it does not have."""
+        for image in IMAGES.findall(characters):
+            if len(image) != self.length:
+                raise ValueError(
+                    f"transition {transition_id}: an image of {len(image)} codes, the model's have {self.rows} x "
+                    f"{self.columns}: tokenize pictures of the size that it was imported for"
+                )
+        ends = {BEGIN: self.begin, END: self.end}
+        tokens = [ends.get(char, self.first_code + ord(char) - FIRST) for char in characters]
+        if max(tokens) not in self.all_codes and max(tokens) >= self.first_code:
+            raise ValueError(
+                f"transition {transition_id}: image code {max(tokens) - self.first_code}, the model has {self.codes}: "
+                "tokenize with the tokenizer that it was imported for"
+            )
+        return tokens
 
     def character(self, token: int) -> str | None:
         """The inverse; None for a token of text."""
