@@ -1,6 +1,9 @@
 """A suite from generator to report: divided, stopped, gone on with; what fails is named; tables are means by hand."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +14,7 @@ from judge_server import KEY, MODEL, Scorer, endpoint, serving
 from PIL import Image, ImageChops
 from releases import RELEASES, picture
 from test_report import CONFIG, ENV, SUMMARY
+from workers import setting
 
 from swirl_nemo.cli import main
 from swirl_nemo.evaluation import benchmarks
@@ -22,6 +26,14 @@ from swirl_nemo.evaluation.suites.pictures import PictureScores
 from swirl_nemo.evaluation.suites.results import columns, gain, rows, summary
 from swirl_nemo.evaluation.suites.run import Place, generate, questions, score
 from swirl_nemo.settings import compose
+
+MADE = """
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+    from workers.setting import make
+    make(Path(sys.argv[1]))
+"""
 
 
 def suite_of(name: str, folder: Path, *overrides: str):
@@ -346,3 +358,79 @@ def test_weights_and_prompts_decide_the_key(tmp_path):
     manifest.write_text("two")
     keys.append(benchmarks._key(cfg, Path("swirl")))
     assert len(set(keys)) == 4
+
+
+# with a model
+
+FWM_LENGTH = 12
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """Models and data of workers/setting.py, and a release of StableToolBench."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    (folder / "make.py").write_text(MADE)
+    subprocess.run([sys.executable, folder / "make.py", folder], env=_environment(), check=True)
+    RELEASES["stabletoolbench"](folder / "release")
+    return folder
+
+
+def evaluated(work: Path, name: str, processes: int, *overrides: str) -> tuple[dict[str, list[str]], str]:
+    """Predictions by item of `swirl eval` on model.fwm, and what it said."""
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "swirl_nemo", "eval", *settings(work, name)]
+    done = subprocess.run([*command, *overrides], env=_environment(), capture_output=True, text=True, check=True)
+    found = {}
+    for file in work.glob(f"runs/{name}/suites/stabletoolbench/checkpoint/predictions-*.jsonl"):
+        for row in map(json.loads, file.read_text().splitlines()[1:]):
+            found[row["id"]] = row["predictions"]
+    return found, done.stdout
+
+
+def settings(work: Path, name: str) -> list[str]:
+    suite = ["suite=stabletoolbench", f"suite.folder={work / 'release'}", "suite.models=[]", "suite.tools=false"]
+    fwm = ["data.fwm.templates=['{x} {z}']", f"data.fwm.max_length={FWM_LENGTH}", "data.fwm.min_length=0"]
+    return [*setting.overrides(work), *suite, *fwm, f"run.name={name}", "eval.batch=2"]
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.mark.megatron
+@pytest.mark.slow
+def test_a_checkpoint_predicts_as_transformers_does_and_goes_on_in_another_layout(work):
+    expected = greedy_of_transformers(work)
+    found, said = evaluated(work, "divided", 2)
+    assert found == expected and len({text for (text,) in expected.values()}) > 1
+    assert "checkpoint: generated 2 of 2 items, on each of 2 ranks" in said and "StableToolBench: ROUGE-L" in said
+    files = sorted(work.glob("runs/divided/suites/stabletoolbench/checkpoint/predictions-*.jsonl"))
+    assert [len(file.read_text().splitlines()) for file in files] == [3, 3]
+
+    files[1].unlink()
+    found, said = evaluated(work, "divided", 2, "parallel=tp2")
+    assert found == expected and "checkpoint: generated 2 of 2 items; " in said and "scored" not in said
+    assert len(files[0].read_text().splitlines()) == 5  # two processes had each prediction, one wrote it
+
+
+def greedy_of_transformers(work: Path) -> dict[str, list[str]]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(work / "fwm_hf").eval()
+    tokenizer = AutoTokenizer.from_pretrained(work / "data" / "tokenizer")
+    barred = [token for token in tokenizer.all_special_ids if token != tokenizer.eos_token_id]
+    suite, found = find(compose(settings(work, "alone")).suite), {}
+    for item in suite.read().items:
+        text = f"{item.start} {item.steps[0].action}"
+        prompt = [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]
+        tokens = []
+        while len(tokens) < FWM_LENGTH and tokens[-1:] != [tokenizer.eos_token_id]:
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + tokens])).logits[0, -1]
+            logits[barred] = -torch.inf
+            tokens.append(int(logits.argmax()))
+        ended = [token for token in tokens if token != tokenizer.eos_token_id]
+        found[item.id] = [tokenizer.decode(ended, clean_up_tokenization_spaces=False)]
+    return found
