@@ -212,6 +212,7 @@ class PretrainConfig(SftConfig):
     """State-only pairs; the action is what differs between the two states, or nothing at all."""
 
     without_action: float = MISSING  # share of the FWM's rows: they teach what can follow a state
+    before: bool = MISSING  # the action has the facts that changed as they were, too
     renamed: float = MISSING  # share of a row's words, but for those rows: each another wherever it stands
 
 
