@@ -156,6 +156,25 @@ def test_several_steps_roll_on_their_own_predictions(tmp_path):
     assert ImageChops.difference(asked[0].pictures["before"](), start).getbbox() is None
 
 
+def test_a_step_is_scored_against_the_state_that_it_was_shown(tmp_path):
+    suite = suite_of("worldprediction", RELEASES["worldprediction"](tmp_path / "release"))
+    items, place = suite.read().items[:1], place_of(tmp_path / "out")
+    made = iter([picture(20), picture(21), picture(22)])
+    found = generate(suite, items, lambda requests: [next(made)], place, "key", batch=1)
+
+    class Spy(PictureScores):
+        shown: list[tuple[Image.Image, ...]] = []
+
+        def __call__(self, prediction, before, target, captions):
+            self.shown.append((prediction, before))
+            return {}
+
+    score(suite, items, found, Spy(None, None), place, "key")
+    expected = [(picture(20), items[0].start.load()), (picture(21), picture(20)), (picture(22), picture(21))]
+    for ours, theirs in zip(Spy.shown, expected, strict=True):
+        assert all(ImageChops.difference(*pair).getbbox() is None for pair in zip(ours, theirs, strict=True))
+
+
 def test_a_damaged_picture_is_named_before_anything_is_generated(tmp_path):
     suite = suite_of("aurora", RELEASES["aurora"](tmp_path / "release"))
     asked = []

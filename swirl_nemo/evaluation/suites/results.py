@@ -162,7 +162,10 @@ def note(entry: dict) -> str:
     judged, open_ = entry["judge"], ""
     if judged and (left := judged["given_up"] + judged["unanswered"]):
         open_ = f" The judge gave no valid answer to {left} of {judged['questions']} questions."
-    gained = "Gain: of SWIRL over the warm-up, relative. Unmoved: the first state left as it is."
+    gained = (
+        "Gain: of SWIRL over the warm-up, relative; the paper's abstract does not say of which score the published one "
+        "is. Unmoved: the first state left as it is."
+    )
     return f"{gained} Over all items: {'; '.join(others) or 'no other score'}.{open_}"
 
 
