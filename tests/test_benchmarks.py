@@ -123,13 +123,15 @@ def test_several_steps_roll_on_their_own_predictions(tmp_path):
     items, seen = suite.read().items, []
 
     def brighter(requests):
-        seen.extend((r.item.id[-5:], r.step, np.asarray(r.state).max(), r.action) for r in requests)
+        seen.extend((r.item.id[-5:], r.step, np.asarray(r.state).max(), r.action, r.history) for r in requests)
         return [r.state.point(lambda value: min(value + 40, 255)) for r in requests]
 
     place = place_of(tmp_path / "out")
     found = generate(suite, items, brighter, place, "key", batch=4)
     stills = [each for each in seen if each[0] == "a_000"]
-    assert [step for _, step, _, _ in stills] == [0, 1, 2]
+    assert [step for _, step, *_ in stills] == [0, 1, 2]
+    assert [len(before) for *_, before in stills] == [0, 1, 2]
+    assert ImageChops.difference(stills[2][4][0], items[0].start.load()).getbbox() is None
     assert stills[1][2] == min(stills[0][2] + 40, 255)
     plan = "open the lid; pour the tea; close the lid"
     assert stills[1][3] == f"Step 2 of 3 of the plan {plan}: pour the tea"

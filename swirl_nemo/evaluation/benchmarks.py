@@ -44,10 +44,7 @@ class TextGenerator:
 
     def __call__(self, requests: Sequence[Request]) -> list[str | Refused]:
         session = self._session
-        rows = [
-            Transition(f"{r.item.key}/{r.step}", r.state, r.action, "", r.item.part, r.item.id, r.step)
-            for r in requests
-        ]
+        rows = [self._transition(request) for request in requests]
         outcomes: list[str | Refused | None] = [self._refusal(row) for row in rows]
         fitting = [number for number, outcome in enumerate(outcomes) if outcome is None]
         if fitting:
@@ -56,6 +53,12 @@ class TextGenerator:
             for number, text in zip(fitting, texts, strict=True):
                 outcomes[number] = text
         return outcomes
+
+    def _transition(self, request: Request) -> Transition:
+        item, window = request.item, self._session.cfg.data.history
+        history = request.history[-window:] if window else ()
+        name = f"{item.key}/{request.step}"
+        return Transition(name, request.state, request.action, "", item.part, item.id, request.step, history)
 
     def _refusal(self, row: Transition) -> Refused | None:
         try:
@@ -190,7 +193,8 @@ def _key(cfg: SwirlConfig, folder: Path) -> str:
     if cfg.suite.predictions is not None:
         return digest([own])
     fwm = cfg.data.fwm
-    prompts = [list(fwm.templates), fwm.min_length, fwm.max_length, cfg.data.tokenizer, cfg.model.max_length]
+    prompts = [list(fwm.templates), fwm.min_length, fwm.max_length, cfg.model.max_length]
+    prompts += [cfg.data.tokenizer, cfg.data.fact_separator, cfg.data.history]
     manifest = Path(cfg.run.root, cfg.run.name, "checkpoints", folder.name, "manifest.json")
     weights = manifest.read_text() if folder.name != CHECKPOINT and manifest.is_file() else str(cfg.model.fwm)
     return digest([own, prompts, cfg.run.seed, weights])

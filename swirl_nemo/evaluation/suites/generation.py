@@ -12,12 +12,14 @@ from .base import Damaged, Item, Stored
 
 
 class Request(NamedTuple):
-    """Step `step` of an item, from 0: the next state of `state` by `action`. The state is text, or a picture in RGB."""
+    """Step `step` of an item, from 0: the next state of `state` by `action`. A state is text, or a picture in RGB;
+    `history` holds those before it, the latest last."""
 
     item: Item
     step: int
     state: str | Image.Image
     action: str
+    history: tuple[str | Image.Image, ...] = ()
 
 
 @dataclass(frozen=True)

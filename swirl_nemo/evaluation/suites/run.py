@@ -59,27 +59,28 @@ def _predict(
     suite: Suite, items: Sequence[Item], generator: Generator
 ) -> Iterator[tuple[Item, str | list[str | Image.Image]]]:
     """Each item with its predictions, one a step, or with what is wrong. A prediction is the next step's state."""
-    states: dict[str, str | Image.Image] = {}
+    states: dict[str, list[str | Image.Image]] = {}
     faults: dict[str, str] = {}
     for item in items:
         try:
-            states[item.key] = opened(item.start)
+            states[item.key] = [opened(item.start)]
             for step in item.steps:
                 opened(step.target)
         except Damaged as error:
             faults[item.key] = str(error)
-    predictions: dict[str, list] = {item.key: [] for item in items}
     for number in range(max(len(item.steps) for item in items)):
         going = [item for item in items if item.key not in faults and number < len(item.steps)]
-        requests = [Request(item, number, states[item.key], action(suite, item, number)) for item in going]
+        requests = [
+            Request(item, number, states[item.key][-1], action(suite, item, number), tuple(states[item.key][:-1]))
+            for item in going
+        ]
         for item, outcome in zip(going, generator(requests) if requests else [], strict=True):
             if isinstance(outcome, Refused):
                 faults[item.key] = outcome.why
                 continue
-            states[item.key] = outcome
-            predictions[item.key].append(outcome)
+            states[item.key].append(outcome)
     for item in items:
-        yield item, faults.get(item.key, predictions[item.key])
+        yield item, faults.get(item.key) or states[item.key][1:]
 
 
 def opened(state):
