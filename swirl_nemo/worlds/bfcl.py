@@ -4,9 +4,9 @@ APIs of its multi-turn cases, called one call at a time.
 An episode is about one API of one case. It starts from that case's state, cut down and renamed with names of all
 cases; a state is what the API's object holds, a fact a line, and an action a call, as its name and arguments:
 
-    in /archive
+    in archive
     dir archive
-    file archive/notes.txt report
+    file archive notes.txt report
     file log.txt empty
 
     mv notes.txt summary.txt
@@ -33,7 +33,7 @@ from .base import World, WorldConfig
 
 SEPARATOR = "\n"
 SOURCE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code"
-MAX_FACTS = 12
+MAX_FACTS = 14
 CITIES = ("Autumnville", "Maplecrest", "Oakendale", "Rivermist", "Silverpine", "Stonebrook", "Willowbend")
 UNSEEN = ("password",)  # arguments that are always the same, and not written
 Call = tuple[str, dict[str, Any]]  # a method and its arguments
@@ -72,13 +72,16 @@ def _is_folder(item: Any) -> bool:
 
 
 def _file_facts(api: Any) -> Iterator[str]:
+    """Paths as words, since a name must look alike wherever it stands; a content is one word."""
+
     def below(folder: Any, path: str) -> Iterator[str]:
         for name, item in sorted(folder.contents.items()):
             yield f"dir {path}{name}" if _is_folder(item) else f"file {path}{name} {item.content or 'empty'}"
             if _is_folder(item):
-                yield from below(item, f"{path}{name}/")
+                yield from below(item, f"{path}{name} ")
 
-    yield f"in {api.pwd()['current_working_directory'].removeprefix('/root') or '/'}"
+    here = api.pwd()["current_working_directory"].removeprefix("/root")
+    yield f"in{here.replace('/', ' ')}" if here else "in /"
     yield from below(api.root, "")
 
 
@@ -160,9 +163,9 @@ def _ticket_facts(api: Any) -> Iterator[str]:
     yield f"user {api.current_user or 'none'}"
     yield f"next {api.ticket_counter}"
     for it in api.ticket_queue:
-        yield f"ticket {it['id']} {it['title']} {it['priority']} by {it['created_by']} {it['status']}" + (
-            f" {it['resolution']}" if "resolution" in it else ""
-        )
+        yield f"ticket {it['id']} title {it['title']} by {it['created_by']}"
+        yield f"ticket {it['id']} priority {it['priority']}"
+        yield f"ticket {it['id']} {it['status']}" + (f" {it['resolution']}" if "resolution" in it else "")
 
 
 def _ticket_calls(api: Any, names: Names) -> Iterator[Call]:
