@@ -384,5 +384,7 @@ def test_a_video_is_a_sequence_and_what_cannot_be_tokenized_is_named(trained, tm
         tokenize(settings(tmp_path, trained, source=tmp_path / "texts", out=tmp_path / "other"))
     with pytest.raises(ValueError, match="is there and not of swirl tokenize"):
         tokenize(settings(tmp_path, trained, out=tmp_path / "texts"))
+    with pytest.raises(ValueError, match="device=tpu: this machine has no such device"):
+        tokenize(settings(tmp_path, trained, device="tpu"))
     with pytest.raises(ValueError, match="part=0: out of range"):
         tokenize(settings(tmp_path, trained, part=0))

@@ -1,11 +1,12 @@
 """MiniGrid in pictures: what is drawn against MiniGrid's own picture, and a collection's files."""
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
-from collected import splits
+from collected import read, splits
 from PIL import Image
 
 from swirl_nemo.collection import CollectConfig, collect
@@ -42,7 +43,7 @@ def test_a_picture_is_minigrid_s_own(world):
 
 
 def test_what_is_held_is_seen_below_the_grid(world):
-    text = "agent b3 south\nkey yellow b2\ngoal d4\ncorner e5"
+    text = "agent b3 south b4\nkey yellow b2\ngoal d4\ncorner e5"
     held = text.replace("yellow b2", "yellow held")
     there, carried = world.picture(text), world.picture(held)
     assert not there[64:].any() and (carried[64:, :8] == there[16:24, 8:16]).mean() > 0.7, "but for the cell's edges"
@@ -60,7 +61,7 @@ def test_rooms_that_the_canvas_cannot_hold_are_named(world):
 
 @pytest.mark.slow
 def test_collected_rows_name_pictures(world, tmp_path):
-    collect(configure(tmp_path))
+    collect(configure(tmp_path, "history=2"))
     rows = [row for found in splits(tmp_path, {k: v for k, v in COUNTS.items() if v}).values() for row in found]
     names = {row[key]["image"] for row in rows for key in ("x", "y")}
     pictures = {name: np.asarray(Image.open(tmp_path / name)) for name in names}
@@ -70,3 +71,9 @@ def test_collected_rows_name_pictures(world, tmp_path):
         x, y = (pictures[row[key]["image"]].reshape(9, 8, 8, 8, 3) for key in ("x", "y"))
         assert 1 <= (x != y).any(axis=(1, 3, 4)).sum() <= 6, "an action changes few cells"
         assert set(row["z"].split()) <= set(MOVES)
+        assert len(row["history"]) == min(row["t"], 2) and all(
+            (tmp_path / h["image"]).is_file() for h in row["history"]
+        )
+    for one, two in pairwise(read(tmp_path / "test_episodes.jsonl")):
+        if (one["episode"], one["t"] + 1) == (two["episode"], two["t"]):
+            assert two["history"] == [*one["history"], one["x"]][-2:]

@@ -13,6 +13,7 @@ class CollectConfig:
     seed: int = MISSING
     out: str = MISSING  # folder
     processes: int = MISSING  # simulators side by side; the files do not depend on it
+    history: int = MISSING  # states before x that a row gives as its history; 0: rows have none
     vocabulary: int = MISSING  # tokens of the byte-level BPE, for a world without words of its own
     world: WorldConfig = MISSING
 

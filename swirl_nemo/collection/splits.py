@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 
@@ -66,6 +67,8 @@ def _check(cfg: CollectConfig) -> None:
     for key, value in (("world.episode_steps", world.episode_steps), ("processes", cfg.processes)):
         if value < 1:
             raise ValueError(f"{key}={value}: nothing could be played: set it to 1 or more")
+    if cfg.history < 0:
+        raise ValueError(f"history={cfg.history}: a count cannot be negative: set it to 0 or more")
     for kind in ("combinations", "tasks"):
         if getattr(world, f"test_{kind}") and not getattr(world, f"held_out_{kind}"):
             raise ValueError(
@@ -121,6 +124,8 @@ class _Filler:
                     continue
                 row = {"id": f"{job.episode}:{t}", **step._asdict()}
                 row |= {"world": self._cfg.world.name, "episode": job.episode, "t": t}
+                if self._cfg.history:
+                    row["history"] = self._history(steps[max(0, t - self._cfg.history) : t], split)
                 if split == "test":
                     self.test_episodes.append(row)
                 if step not in self._seen and self._belongs(step, split):
@@ -129,6 +134,11 @@ class _Filler:
         progress.update(wanted - progress.n)
         progress.close()
         return found
+
+    def _history(self, earlier: list[Step], split: str) -> list[str]:
+        """States before a step, back to one that is another split's."""
+        own = takewhile(lambda step: self._owner.get(step.x, split) == split, reversed(earlier))
+        return [step.x for step in own][::-1]
 
     def _belongs(self, step: Step, split: str) -> bool:
         """Takes the step's states, or the pair of them, for the split where no other has them."""
@@ -165,7 +175,11 @@ def _drawing(world: World, out: Path) -> Callable[[dict], dict]:
         Image.fromarray(world.picture(state)).save(folder / name)
         return {"image": f"{folder.name}/{name}"}
 
-    return lambda row: {**row, "x": drawn(row["x"]), "y": drawn(row["y"])}
+    def shown(row: dict) -> dict:
+        row = {**row, "x": drawn(row["x"]), "y": drawn(row["y"])}
+        return row | {"history": [drawn(state) for state in row["history"]]} if "history" in row else row
+
+    return shown
 
 
 def _write_tokenizer(folder: Path, words: Sequence[str] | None, rows: Rows, size: int) -> None:

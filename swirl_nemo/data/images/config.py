@@ -37,6 +37,7 @@ class TokenizeConfig:
     size: list[int] | None = MISSING  # height and width, for a tokenizer that takes any
     stride: int = MISSING  # of pictures and videos, every so many frames
     world_name: str = MISSING  # name in the rows of pictures and videos
+    device: str = MISSING  # as torch names it: cpu, cuda
     batch: int = MISSING  # pictures a process encodes at a time
     part: int = MISSING  # pictures between two saves
     processes: int = MISSING

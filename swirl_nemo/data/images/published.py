@@ -34,6 +34,9 @@ class Pixels:
         found = {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3} | stated
         return cls(found["rescale_factor"], *(torch.tensor(found[f"image_{name}"]) for name in ("mean", "std")))
 
+    def to(self, device: str) -> "Pixels":
+        return Pixels(self.factor, self.mean.to(device), self.std.to(device))
+
     def read(self, images: Tensor) -> Tensor:
         """Float [B, 3, H, W] of uint8 [B, H, W, 3]."""
         return ((images.float() * self.factor - self.mean) / self.std).permute(0, 3, 1, 2)
@@ -47,17 +50,26 @@ class Pixels:
 class _Published:
     """What both have in common: a convolutional encoder that divides sides by `factor`, and bytes as pixels."""
 
+    _modules: list[nn.Module]
+
     def __init__(self, codebook_size: int, factor: int, size: Size, pixels: Pixels):
         if size[0] % factor or size[1] % factor:
             raise ValueError(f"size={list(size)}: a code stands for {factor} x {factor} pixels: give multiples of that")
         self.codebook_size, self.size, self._pixels = codebook_size, size, pixels
         self.grid = (size[0] // factor, size[1] // factor)
 
+    def to(self, device: str) -> "_Published":
+        for module in self._modules:
+            module.to(device)
+        self._pixels = self._pixels.to(device)
+        return self
+
 
 class Chameleon(_Published):
     def __init__(self, model: ChameleonVQVAE, decoder: ChameleonDecoder | None, size: Size, pixels: Pixels):
         super().__init__(model.config.num_embeddings, 2 ** (len(model.config.channel_multiplier) - 1), size, pixels)
         self._model, self._decoder = model, decoder
+        self._modules = [model] if decoder is None else [model, decoder]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -77,7 +89,7 @@ class Chameleon(_Published):
 class Emu3(_Published):
     def __init__(self, model: Emu3VQVAE, size: Size, pixels: Pixels):
         super().__init__(model.config.codebook_size, model.spatial_scale_factor, size, pixels)
-        self._model = model
+        self._model, self._modules = model, [model]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

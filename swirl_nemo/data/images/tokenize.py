@@ -40,6 +40,7 @@ class Settings:
 
     tokenizer: str
     size: tuple[int, int] | None
+    device: str
     batch: int
     folder: Path  # where parts are saved
 
@@ -63,7 +64,7 @@ def tokenize(cfg: TokenizeConfig) -> int:
     if files and not pictures:
         raise ValueError(f"{source}: none of its {len(files)} transitions files has a picture: nothing to tokenize")
     parts = _divided([Clip("", tuple(source / name for name in pictures))] if files else sequences, cfg)
-    settings = Settings(cfg.tokenizer, size, cfg.batch, out / PARTS)
+    settings = Settings(cfg.tokenizer, size, cfg.device, cfg.batch, out / PARTS)
     if (out / ABOUT).is_file() and not (out / PARTS).is_dir():
         _same(out / ABOUT, _key(cfg, parts))
         return len(np.load(out / FILE, mmap_mode="r"))
@@ -151,13 +152,14 @@ def _begin(settings: Settings) -> None:
     """Once in each process."""
     global _settings, _tokenizer
     torch.set_num_threads(1)  # processes share the cores
-    _settings, _tokenizer = settings, load_image_tokenizer(settings.tokenizer, settings.size)
+    _settings, _tokenizer = settings, load_image_tokenizer(settings.tokenizer, settings.size).to(settings.device)
 
 
 def _encode_part(part: Part) -> None:
     frames, codes = part.clip.frames(part.stride, _tokenizer.size), []
     while batch := list(islice(frames, _settings.batch)):
-        codes.append(_tokenizer.encode(torch.from_numpy(np.stack(batch))).numpy())
+        images = torch.from_numpy(np.stack(batch)).to(_settings.device)
+        codes.append(_tokenizer.encode(images).cpu().numpy())
     whole = np.concatenate(codes or [np.empty((0, _tokenizer.grid[0] * _tokenizer.grid[1]))])
     path = _saved(_settings.folder, part.number)
     fresh = path.with_suffix(".partial")
@@ -220,5 +222,7 @@ def _check(cfg: TokenizeConfig) -> None:
     for key in ("stride", "batch", "part", "processes"):
         if getattr(cfg, key) < 1:
             raise ValueError(f"{key}={getattr(cfg, key)}: out of range: it must be 1 or more")
+    if cfg.device.split(":")[0] not in ("cpu", "cuda") or (cfg.device != "cpu" and not torch.cuda.is_available()):
+        raise ValueError(f"device={cfg.device}: this machine has no such device: give cpu")
     if cfg.size is not None and (len(cfg.size) != 2 or min(cfg.size) < 1):
         raise ValueError(f"size={list(cfg.size)}: give [HEIGHT,WIDTH], or null")

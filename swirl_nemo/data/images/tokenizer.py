@@ -19,6 +19,10 @@ class ImageTokenizer(Protocol):
         """int64 [B, N], row by row, of uint8 [B, H, W, 3]."""
         ...
 
+    def to(self, device: str) -> "ImageTokenizer":
+        """Itself, there; pictures and codes are then taken from there too."""
+        ...
+
     def decode(self, codes: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] of int64 [B, N]. Raises ValueError where the folder had an encoder alone."""
         ...
