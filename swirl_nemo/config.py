@@ -161,7 +161,9 @@ class ModelConfig:
 
 @dataclass
 class RoleDataConfig:
-    templates: list[str] = MISSING  # {x} {y} {z} {diff} {history}; one is drawn per prompt and held within its group
+    templates: list[str] = (
+        MISSING  # {x} {y} {z} {diff} {was} {history}; one is drawn per prompt and held within its group
+    )
     tokens: Tokens = MISSING
     min_length: int = MISSING
     max_length: int = MISSING
@@ -179,7 +181,9 @@ class DataConfig:
     test_episodes: str | None = MISSING  # transitions step by step, for eval.horizon
     collection: str | None = MISSING  # collect.json, for eval.plans
     tokenizer: str = MISSING  # Hugging Face tokenizer folder
-    fact_separator: str = MISSING  # what divides a state's text into facts, for {diff}, and states in {history}
+    fact_separator: str = (
+        MISSING  # what divides a state's text into facts, for {diff} and {was}, and states in {history}
+    )
     history: int = MISSING  # states before x that are read, for {history}
     max_labels: int | None = MISSING  # use the first N labelled rows
     max_unlabelled: int | None = MISSING  # and the first N state-only transitions
@@ -212,7 +216,6 @@ class PretrainConfig(SftConfig):
     """State-only pairs; the action is what differs between the two states, or nothing at all."""
 
     without_action: float = MISSING  # share of the FWM's rows: they teach what can follow a state
-    before: bool = MISSING  # the action has the facts that changed as they were, too
     renamed: float = MISSING  # share of a row's words, but for those rows: each another wherever it stands
 
 

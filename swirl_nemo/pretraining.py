@@ -1,8 +1,7 @@
 """Supervised rows of state-only pairs, for models of random weights. No label is read.
 
 What differs between x and y, as {diff} has it, stands in the action's place: the IDM's task becomes to copy differences
-out, the FWM's to carry them out. With `before` the IDM also has to find what each changed fact was, as it must where an
-action is about a change and not about its outcome. What is left for the labels is which words an action has for it.
+out, the FWM's to carry them out. What is left for the labels is which words an action has for a difference.
 """
 
 import re
@@ -41,16 +40,9 @@ class StateOnlyRows:
         pairs = []
         for place, transition in enumerate(transitions):
             row = self._renamed(transition, step)
-            row = replace(row, z=self._change(row))
+            row = replace(row, z=difference(row.x, row.y, self._separator, self._columns))
             pairs += [(FWM, replace(transition, z="") if place < bare else row), (IDM, row)]
         return pairs
-
-    def _change(self, row: Transition) -> str:
-        after = difference(row.x, row.y, self._separator, self._columns)
-        before = (
-            f"{difference(row.y, row.x, self._separator, self._columns)}{self._separator}" if self._cfg.before else ""
-        )
-        return before + after
 
     def _renamed(self, transition: Transition, step: int) -> Transition:
         """The transition with a share of its words replaced, each by one of the corpus that it does not have.

@@ -12,8 +12,8 @@ ROW = Transition("a", "cup shelf . lamp on . door open", None, "cup hand . lamp 
 OTHER = replace(ROW, id="b", x="key red . gate wide", y="key red . gate low")
 
 
-def rows(without_action: float = 0.0, renamed: float = 0.0, before: bool = False, seed: int = 1) -> StateOnlyRows:
-    cfg = PretrainConfig(without_action=without_action, renamed=renamed, before=before)
+def rows(without_action: float = 0.0, renamed: float = 0.0, seed: int = 1) -> StateOnlyRows:
+    cfg = PretrainConfig(without_action=without_action, renamed=renamed)
     return StateOnlyRows(cfg, [ROW, OTHER], " . ", seed)
 
 
@@ -21,11 +21,6 @@ def test_the_difference_is_what_the_idm_says_and_the_fwm_carries_out():
     (fwm, row), (idm, same) = rows().pairs([ROW], 0)
     assert (fwm, idm) == (FWM, IDM) and row == same
     assert IDM.target(row) == "cup hand . door shut" and FWM.target(row) == ROW.y and row.x == ROW.x
-
-
-def test_before_and_after():
-    _, (_, row) = rows(before=True).pairs([ROW], 0)
-    assert row.z == "cup shelf . door open . cup hand . door shut"
 
 
 def test_no_label_is_read():

@@ -209,6 +209,15 @@ def test_bad_templates_are_refused_by_key_and_number(fwm, idm, message):
     assert "\n" not in str(error.value)
 
 
+def test_what_changed_can_be_shown_as_it_was():
+    """{was} is what {diff} would be on the way back."""
+    tokenizer = byte_tokenizer()
+    prompter = Prompter(tokenizer, data_of([GOOD_FWM], ["{x} was {was} is {diff}"]), 0)
+    x, y = "a ; b ; c", "a ; d ; c ; e"
+    shown = tokenizer.decode(prompter.prompt(IDM, replace(STEP, x=x, y=y)))
+    assert difference(y, x, " ; ") == "b ; - e" and shown == f"{x} was b ; - e is d ; + e"
+
+
 def test_a_doubled_brace_is_text():
     tokenizer = byte_tokenizer()
     prompter = Prompter(tokenizer, data_of(["{{{x}}} {z}"], [GOOD_IDM]), 0)

@@ -18,7 +18,7 @@ from .images.vocabulary import FILE, ImageTokens
 from .transition import Transition
 
 # What each template field shows of the transition.
-FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}, "history": set()}
+FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}, "was": {"x", "y"}, "history": set()}
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -77,6 +77,8 @@ class Prompter:
         template = templates[int(uniform(self._seed, role.name, transition.id) * len(templates))]
         given = role.counterpart
         shown = {"x": transition.x, given.completes: given.target(transition)}
+        if "{was}" in template:
+            shown["was"] = difference(transition.y, transition.x, self._separator, self.image_columns)
         if "{diff}" in template:
             shown["diff"] = difference(transition.x, transition.y, self._separator, self.image_columns)
         if "{history}" in template:
