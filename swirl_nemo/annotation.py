@@ -26,12 +26,14 @@ class Annotated:
 
 
 def annotate(session: Session, transitions: list[Transition], seed: tuple[int, ...]) -> list[Annotated]:
-    """One latent action for each transition, greedy or sampled (annotate.greedy); whatever z they had is not read.
+    """A latent action for each transition; whatever z they had is not read.
 
-    Work is shared over data-parallel ranks; every rank returns all, in order.
+    Of `annotate.candidates` actions of the IDM, sampled but for the first where `annotate.greedy`, the one with the
+    highest log Q(z|x,y) + log P(y|x,z): what tells the FWM all of y, but no IDM would say, does not win. Work is shared
+    over data-parallel ranks; every rank returns all, in order.
     """
-    size = session.cfg.eval.batch
-    numbers = np.random.default_rng(seed).random((len(transitions), session.cfg.data.idm.max_length))
+    size, count = session.cfg.eval.batch, session.cfg.annotate.candidates
+    numbers = np.random.default_rng(seed).random((len(transitions), count, session.cfg.data.idm.max_length))
     rows = session.share(range(len(transitions)))
     mine = []
     for start in range(rows.start, rows.stop, size):
@@ -42,20 +44,37 @@ def annotate(session: Session, transitions: list[Transition], seed: tuple[int, .
 
 def _annotate_batch(session: Session, transitions: list[Transition], uniforms: Tensor) -> list[Annotated]:
     with session.sets.wear(session.set_of(IDM)):
+        candidates = _candidates(session, transitions, uniforms)
+    labelled = [replace(t, z=z) for t, known in zip(transitions, candidates, strict=True) for z in known]
+    with session.sets.wear(session.set_of(FWM)):
+        plausible = iter(target_logprobs(session, FWM, labelled))
+    scored = [
+        [Annotated(replace(t, z=z), logprob, next(plausible)) for z, logprob in known.items()]
+        for t, known in zip(transitions, candidates, strict=True)
+    ]
+    return [max(of_one, key=lambda a: a.idm_logprob + a.fwm_logprob) for of_one in scored]
+
+
+def _candidates(session: Session, transitions: list[Transition], uniforms: Tensor) -> list[dict[str, float]]:
+    """Actions of the IDM, whose weights are worn, with their log-probs: of each transition's [K, T] numbers as many,
+    equal ones once."""
+    found: list[dict[str, float]] = [{} for _ in transitions]
+    greedy = int(session.cfg.annotate.greedy)
+    for group, numbers in ((greedy, None), (uniforms.size(1) - greedy, uniforms[:, greedy:].flatten(0, 1))):
+        if not group:
+            continue
         rollout = session.actor.infer(
             [session.prompt(IDM, t) for t in transitions],
             session.policy_distribution(IDM),
-            group=1,
+            group=group,
             max_length=session.cfg.data.idm.max_length,
-            uniforms=None if session.cfg.annotate.greedy else uniforms.to(session.device),
+            uniforms=None if numbers is None else numbers.to(session.device),
             batch=session.cfg.parallel.rollout_batch,
         )
-    actions = [session.prompter.decode(completion) for completion in rollout.completions]
-    labelled = [replace(t, z=action) for t, action in zip(transitions, actions, strict=True)]
-    with session.sets.wear(session.set_of(FWM)):
-        plausible = target_logprobs(session, FWM, labelled)
-    drawn = rollout.logprobs.sum(1).tolist()
-    return [Annotated(*row) for row in zip(labelled, drawn, plausible, strict=True)]
+        drawn = zip(rollout.completions, rollout.logprobs.sum(1).tolist(), strict=True)
+        for place, (completion, logprob) in enumerate(drawn):
+            found[place // group].setdefault(session.prompter.decode(completion), logprob)
+    return found
 
 
 def target_logprobs(session: Session, role, transitions: list[Transition]) -> list[float]:

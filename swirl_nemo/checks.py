@@ -69,6 +69,7 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     _require_all("optimizer", cfg.optimizer, _FRACTION, "beta1", "beta2")
     _require_all("optimizer", cfg.optimizer, _NOT_NEGATIVE, "weight_decay")
     _require_all("annotate", cfg.annotate, _NOT_NEGATIVE, "pool")
+    _require_all("annotate", cfg.annotate, _POSITIVE, "candidates")
     _require("cluster.backend", cfg.cluster.backend, lambda v: v in ("gloo", "nccl"), "gloo on CPUs, nccl on GPUs")
     _require_all("cluster", cfg.cluster, _POSITIVE, "timeout_minutes", "nodes", "devices")
 

@@ -222,6 +222,7 @@ class PretrainConfig(SftConfig):
 @dataclass
 class AnnotateConfig:
     greedy: bool = MISSING
+    candidates: int = MISSING  # of which the one that both models find likeliest is taken
     pool: int = MISSING  # state-only transitions annotated an iteration; 0: all of them
     certainty_ceiling: float | None = MISSING  # put last what a policy knows: log-probs over this (annotation.py)
 

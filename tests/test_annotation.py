@@ -1,9 +1,12 @@
 """Which annotations a phase trains on, worked out by hand."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from swirl_nemo import annotation
 from swirl_nemo.annotation import Annotated, select, uncertain_first
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.roles import FWM, IDM
@@ -44,3 +47,56 @@ def test_nothing_left_is_one_line():
     with pytest.raises(ValueError, match=r"phase\.fwm: none of 4 annotations passes") as error:
         select(ROWS, FWM, phase, None)
     assert "\n" not in str(error.value)
+
+
+LIKELIEST = {"p": "open", "q": "go"}
+SAMPLED = {"p": ["shut", "open", "open shut"], "q": ["go", "go", "wait"]}
+IDM_SAYS = {"open": -0.5, "shut": -1.0, "open shut": -6.0, "go": -0.25, "wait": -1.5}
+FWM_SAYS = {"open": -8.0, "shut": -2.0, "open shut": -0.0, "go": -3.0, "wait": -2.0}
+
+
+class Speaker:
+    """An IDM that says what is written above; prompts are ids of transitions, a completion is its text."""
+
+    def infer(self, prompts, distribution, group, max_length, uniforms, batch):
+        said = [([LIKELIEST[p]] if uniforms is None else SAMPLED[p])[:group] for p in prompts]
+        completions = [text for of_one in said for text in of_one]
+        assert uniforms is None or uniforms.shape == (len(completions), max_length)
+        logprobs = torch.tensor([[IDM_SAYS[text]] for text in completions])
+        return SimpleNamespace(completions=completions, logprobs=logprobs)
+
+
+@pytest.mark.parametrize(
+    ("greedy", "candidates", "best"),
+    [(True, 1, ["open", "go"]), (True, 4, ["shut", "go"]), (False, 1, ["shut", "go"]), (False, 3, ["shut", "go"])],
+)
+def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy, candidates, best):
+    """`open` is the IDM's own first, `open shut` tells the FWM most: `shut` is what both find likely."""
+    session = SimpleNamespace(
+        cfg=SimpleNamespace(
+            eval=SimpleNamespace(batch=1),
+            annotate=SimpleNamespace(greedy=greedy, candidates=candidates),
+            data=SimpleNamespace(idm=SimpleNamespace(max_length=5)),
+            parallel=SimpleNamespace(rollout_batch=8),
+        ),
+        sets=SimpleNamespace(wear=lambda name: nullcontext()),
+        set_of=lambda role: role.name,
+        actor=Speaker(),
+        prompt=lambda role, row: row.id,
+        prompter=SimpleNamespace(decode=lambda text: text),
+        policy_distribution=lambda role: None,
+        device="cpu",
+        share=lambda items: items,
+        gather=lambda items: items,
+    )
+    scored = []
+
+    def of_the_fwm(session, role, rows):
+        scored.extend((row.id, row.z) for row in rows)
+        return [FWM_SAYS[row.z] for row in rows]
+
+    monkeypatch.setattr(annotation, "target_logprobs", of_the_fwm)
+    found = annotation.annotate(session, [annotated(name, 0, 0).transition for name in "pq"], (1,))
+    assert [a.transition.z for a in found] == best and [a.transition.id for a in found] == ["p", "q"]
+    assert all((a.idm_logprob, a.fwm_logprob) == (IDM_SAYS[z], FWM_SAYS[z]) for a, z in zip(found, best, strict=True))
+    assert len(scored) == len(set(scored)), "an action that was said twice is scored once"
