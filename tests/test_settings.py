@@ -14,6 +14,7 @@ from swirl_nemo.settings import compose, launched, load, shipped
 
 GROUPS = ("data", "model", "phase", "parallel", "precision", "kernels", "cluster", "suite", "experiment")
 SHIPPED = [f"{group}={file.stem}" for group in GROUPS for file in sorted((shipped("conf") / group).glob("*.yaml"))]
+KERNELS = [file.stem for file in (shipped("conf") / "kernels").glob("*.yaml")]
 WORLDS = [f"world={file.stem}" for file in sorted((shipped("conf") / "world").glob("*.yaml"))]
 
 
@@ -31,7 +32,8 @@ def default() -> SwirlConfig:
 @pytest.mark.parametrize("choice", SHIPPED)
 def test_shipped_configuration(choice):
     """Each file of conf/ composes with the rest, leaves no key unset, and passes the checks for its own layout."""
-    cfg = compose([choice, *["precision=bf16"] * choice.startswith("kernels=")])
+    needed = {"data=images": ["model=liquid_7b"]} | {f"kernels={name}": ["precision=bf16"] for name in KERNELS}
+    cfg = compose([choice, *needed.get(choice, [])])
     assert isinstance(cfg, SwirlConfig)
     check(cfg, cfg.parallel.processes)
 
@@ -76,8 +78,8 @@ MISTYPED = [
     ("kl_bata=0.1", "no such key"),
     ("modle=tiny", "did you mean model?"),
     ("expermient=quickstart", "did you mean experiment?"),
-    ("model=tinny", "no such choice: give one of llama3_70b, llama3_8b, qwen2_5_7b, smollm2_135m, tiny"),
-    ("experiment=x", "no such choice: give one of bfcl, llama3_70b_32x8_bf16, "),
+    ("model=tinny", "no such choice: give one of liquid_7b, llama3_70b, llama3_8b, qwen2_5_7b, smollm2_135m, tiny"),
+    ("experiment=x", "no such choice: give one of bfcl, liquid_7b_1x8_bf16, llama3_70b_32x8_bf16, "),
     ("phase.fwm.group=many", "'many' of type 'str' could not be converted to Integer: give a whole number"),
     ("phase.fwm.group=2.5", "give a whole number"),
     ("phase.fwm.lr=fast", "give a number"),
