@@ -347,11 +347,12 @@ def test_limit_is_of_each_part(aurora, tmp_path):
         (["suite.calls=1"], "suite.calls=1: no such key"),
     ],
 )
-def test_a_users_mistake_is_one_line(overrides, what, aurora, capsys, monkeypatch):
+def test_a_users_mistake_is_one_line(overrides, what, aurora, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("SWIRL_JUDGE_URL", raising=False)
     assert swirl("eval", *aurora, *overrides) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"swirl: error: {what}")
+    assert not list(tmp_path.glob("runs/made-up/suites/*/*/*.jsonl"))  # nothing was begun
 
 
 def test_pictures_cannot_be_generated_yet_and_a_checkpoint_must_be_there(aurora, tmp_path):

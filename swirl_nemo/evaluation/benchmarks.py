@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from rich.console import Console
@@ -31,6 +32,9 @@ from .suites.ledger import Ranks, digest
 from .suites.pictures import PictureScores
 from .suites.results import summary, table
 from .suites.run import Place, generate, questions, score
+
+if TYPE_CHECKING:
+    from .suites.judge import Judge  # its client is needed where a judge is asked alone
 
 CHECKPOINT = "checkpoint"  # what the model in model.fwm is called where suite.models names none
 _NOT_DECIDING = {"models", "limit", "parts", "clip", "lpips", "headline", "judge"}  # of predictions
@@ -80,6 +84,7 @@ def evaluate(cfg: SwirlConfig) -> dict | None:
     suite = find(cfg.suite)
     run = Path(cfg.run.root, cfg.run.name)
     _check(cfg, suite, run)
+    judge = _judge_of(cfg, suite) if cfg.suite.judge.ask else None
     contents = _limited(suite.read(), cfg.suite.limit)
     pictures = PictureScores(cfg.suite.clip, cfg.suite.lpips) if suite.kind == "picture" else None
     session = Session(cfg) if cfg.suite.predictions is None else None
@@ -93,7 +98,7 @@ def evaluate(cfg: SwirlConfig) -> dict | None:
         results[model] = _one_model(cfg, suite, contents.items, generator, pictures, place)
     if not ranks.main:
         return None
-    return _conclude(cfg, suite, contents, results, run, say)
+    return _conclude(suite, contents, results, judge, run, say)
 
 
 def _say_of(say: Callable[[str], None], what: str, text: str) -> None:
@@ -200,16 +205,23 @@ def _key(cfg: SwirlConfig, folder: Path) -> str:
     return digest([own, prompts, cfg.run.seed, weights])
 
 
+def _judge_of(cfg: SwirlConfig, suite: Suite) -> "Judge":
+    from .suites.judge import Judge
+    from .suites.rubric import OWN, load
+
+    return Judge(cfg.suite.judge, load(Path(cfg.suite.judge.rubric or OWN / f"{suite.name}.yaml")))
+
+
 def _conclude(
-    cfg: SwirlConfig,
     suite: Suite,
     contents: Contents,
     results: dict[str, dict[str, dict]],
+    judge: "Judge | None",
     run: Path,
     say: Callable[[str], None],
 ) -> dict:
     folder = run / "suites" / suite.name
-    judged = _judge(cfg, suite, contents.items, results, folder, say) if cfg.suite.judge.ask else None
+    judged = None if judge is None else _ask(judge, suite, contents.items, results, folder, say)
     faults = contents.faults + [
         Fault(item.id, item.part, f"{model}: {rows[item.key]['fault']}")
         for model, rows in results.items()
@@ -229,8 +241,8 @@ def _conclude(
     return entry
 
 
-def _judge(
-    cfg: SwirlConfig,
+def _ask(
+    judge: "Judge",
     suite: Suite,
     items: Sequence[Item],
     results: dict[str, dict[str, dict]],
@@ -238,10 +250,6 @@ def _judge(
     say: Callable[[str], None],
 ) -> dict:
     """Adds "judge/..." to the scores of every step that the judge answered for; what came of the questions."""
-    from .suites.judge import Judge
-    from .suites.rubric import OWN, load
-
-    judge = Judge(cfg.suite.judge, load(Path(cfg.suite.judge.rubric or OWN / f"{suite.name}.yaml")))
     asked = [(model, item) for model, rows in results.items() for item in items if "scores" in rows.get(item.key, {})]
     by_item = [questions(suite, item, results[model][item.key], folder / model) for model, item in asked]
     answers = iter(judge.ask([question for each in by_item for question in each], say))
