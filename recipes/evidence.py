@@ -19,7 +19,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from swirl_nemo.quickstart import prepare
@@ -40,7 +40,6 @@ RUNS = {
     "states-1000": ["data.max_unlabelled=1000"],
 }
 OWN_WARMUP = {"swirl": None, "shared": ["continued_sft"]}  # and their baselines; None: those of the experiment
-WAVE = {"swirl": 0, "equal_time": 2}  # the others' models, and their seconds, come from those of an earlier wave
 AHEAD = ("swirl", "no_gradient")  # whose FWM is rolled forward and plans
 
 
@@ -70,8 +69,15 @@ def _steps_of_equal_time(experiment: str, seed: int) -> int:
     return round(steps * seconds["swirl"] / seconds["no_gradient"])
 
 
-def train(experiment: str, run: str, seed: int) -> None:
-    """One run, and what is kept of it."""
+def needs(run: str) -> list[str]:
+    """Runs of the same seed whose models or seconds this one starts from."""
+    return [] if run in OWN_WARMUP else ["swirl", "no_gradient"] if run == "equal_time" else ["swirl"]
+
+
+def train(experiment: str, run: str, seed: int, needed: list[Future]) -> None:
+    """One run, once those that it needs are done, and what is kept of it."""
+    for done in needed:
+        done.result()
     file = KEPT / experiment / f"{run}-{seed}.json"
     folder = folder_of(experiment, run, seed)
     if file.is_file() and (run != "swirl" or (folder / "checkpoints" / "warmup").is_dir()):
@@ -125,11 +131,13 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     asked = parser.parse_args()
     make_base(asked.experiment)
-    every = [(run, seed) for run in asked.runs for seed in asked.seeds]
-    waves = [[pair for pair in every if WAVE.get(pair[0], 1) == wave] for wave in range(3)]
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
-        for wave in waves:
-            list(pool.map(lambda pair: train(asked.experiment, *pair), wave))
+    started: dict[tuple[str, int], Future] = {}
+    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:  # in the order of RUNS, so what a run waits for has begun before it
+        for run, seed in ((run, seed) for run in RUNS if run in asked.runs for seed in asked.seeds):
+            needed = [started[name, seed] for name in needs(run) if name in asked.runs]
+            started[run, seed] = pool.submit(train, asked.experiment, run, seed, needed)
+        for done in started.values():
+            done.result()
 
 
 if __name__ == "__main__":
