@@ -334,7 +334,9 @@ class Driver:
             for path in self.cfg.data.further_tests:
                 further[Path(path).stem][model] = held_out.evaluate(session, path)[0]
             if model in ("warmup", "swirl"):
-                ahead[model] = lookahead.figures(session)
+                ahead[model], samples = lookahead.figures(session)
+                if samples:
+                    session.run.samples(f"rolled forward, {model}", samples)
         summary = {
             "held_out": held_out.by_role(results),
             "cycle_consistency": {model: figures["cycle_consistency"] for model, figures in results.items()},
@@ -399,4 +401,4 @@ def evaluate(cfg: SwirlConfig) -> dict:
     session = Session(cfg)
     session.load()
     figures, _ = held_out.evaluate(session, cfg.data.test)
-    return figures | lookahead.figures(session)
+    return figures | lookahead.figures(session)[0]

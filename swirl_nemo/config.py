@@ -161,9 +161,8 @@ class ModelConfig:
 
 @dataclass
 class RoleDataConfig:
-    templates: list[str] = (
-        MISSING  # {x} {y} {z} {diff} {was} {history}; one is drawn per prompt and held within its group
-    )
+    # {x} {y} {z} {diff} {was} {history}; one is drawn per prompt and held within its group
+    templates: list[str] = MISSING
     tokens: Tokens = MISSING
     min_length: int = MISSING
     max_length: int = MISSING
@@ -181,9 +180,10 @@ class DataConfig:
     test_episodes: str | None = MISSING  # transitions step by step, for eval.horizon
     collection: str | None = MISSING  # collect.json, for eval.plans
     tokenizer: str = MISSING  # Hugging Face tokenizer folder
-    fact_separator: str = (
-        MISSING  # what divides a state's text into facts, for {diff} and {was}, and states in {history}
-    )
+    image_tokenizer: str | None = MISSING  # folder with which images were tokenized, to draw them and to read pictures
+    image_size: list[int] | None = MISSING  # height and width, for an image tokenizer that takes any
+    # What divides a state's text into facts, for {diff} and {was}, and states in {history}
+    fact_separator: str = MISSING
     history: int = MISSING  # states before x that are read, for {history}
     max_labels: int | None = MISSING  # use the first N labelled rows
     max_unlabelled: int | None = MISSING  # and the first N state-only transitions

@@ -355,9 +355,9 @@ def test_a_users_mistake_is_one_line(overrides, what, aurora, capsys, monkeypatc
     assert not list(tmp_path.glob("runs/made-up/suites/*/*/*.jsonl"))  # nothing was begun
 
 
-def test_pictures_cannot_be_generated_yet_and_a_checkpoint_must_be_there(aurora, tmp_path):
+def test_a_suite_needs_a_model_of_its_kind_and_a_checkpoint_that_is_there(aurora, tmp_path):
     cfg = compose([*aurora, "suite.predictions=null"])
-    with pytest.raises(ValueError, match=r"^suite=aurora: its states are pictures, which no checkpoint here generates"):
+    with pytest.raises(ValueError, match=r"^suite=aurora: its states are pictures, the FWM completes data.fwm.tokens=text: "):
         benchmarks.evaluate(cfg)
     release = RELEASES["stabletoolbench"](tmp_path / "tools")
     cfg = compose(["suite=stabletoolbench", f"suite.folder={release}", f"run.root={tmp_path}"])

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from operator import ne
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_a_model_cannot_make_up_a_code_in_text(tmp_path):
 def test_differences_stand_in_an_action_s_place(folder):
     """Pre-training: the IDM copies codes out, the FWM carries them out."""
     prompter = prompter_of(folder)
-    cfg = PretrainConfig(without_action=0.0, renamed=0.5, before=False)
+    cfg = PretrainConfig(without_action=0.0, renamed=0.5)
     (_, row), (_, same) = StateOnlyRows(cfg, [STEP], " ; ", 1, prompter.image_columns).pairs([STEP], 0)
     assert row == same and (row.x, row.y) == (STEP.x, STEP.y), "an image has no words to rename"
     changes = [FIRST + code for code in (9, 2, 5, 7)]
@@ -206,6 +207,17 @@ def test_rows_of_codes_and_of_a_memory_map(tmp_path):
         path.write_text(json.dumps(rows[0] | {"x": {"image": f"codes.npy#{number}"}}) + "\n")
         with pytest.raises(ValueError, match=f"rows.jsonl:1: x: codes.npy#{number}.*{message}"):
             TransitionFile(path, None)
+
+
+def test_an_image_tokenizer_must_be_the_models_own(folder):
+    prompter, own = prompter_of(folder), SimpleNamespace(codebook_size=CODES, grid=(2, 4))
+    prompter.check_image_tokenizer(own, "here")
+    for other in (
+        SimpleNamespace(codebook_size=CODES + 1, grid=(2, 4)),
+        SimpleNamespace(codebook_size=CODES, grid=(4, 2)),
+    ):
+        with pytest.raises(ValueError, match=r"^data.image_tokenizer=here: .* the model has \(10, 2, 4\): give .*$"):
+            prompter.check_image_tokenizer(other, "here")
 
 
 def test_annotations_come_back_as_they_were(tmp_path):

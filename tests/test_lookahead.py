@@ -51,10 +51,12 @@ def test_a_perfect_model_stays_right_and_a_lazy_one_stays_where_it_was(tmp_path,
     rows = [row for seed in range(6) for row in episode(seed, 4)]
     path.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
     monkeypatch.setattr(lookahead, "predicted", perfect)
-    right = lookahead.horizon(ALONE, str(path), 4)
+    right, samples = lookahead.horizon(ALONE, str(path), 4)
+    assert [(row["x"], row["z"], row["prediction"]) for row in samples] == [(r.x, r.z, r.y) for r in rows]
     assert [(step["k"], step["exact_match"], step["token_f1"]) for step in right] == [(k, 1, 1) for k in (1, 2, 3, 4)]
     monkeypatch.setattr(lookahead, "predicted", lazy)
-    left = lookahead.horizon(ALONE, str(path), 4)
+    left, samples = lookahead.horizon(ALONE, str(path), 4)
+    assert not any(row["correct"] for row in samples[::4])
     assert all(step["token_f1"] == step["unmoved/token_f1"] < 1 for step in left)
     assert left[0]["exact_match"] == 0
     with pytest.raises(ValueError, match=r"^eval.horizon=5: .* has no 5 steps in a row: lower eval.horizon$"):

@@ -14,6 +14,7 @@ from ..config import DataConfig, Tokens
 from ..roles import ROLES, Role
 from .draw import uniform
 from .images.characters import FORGED, RUNS, image_codes, image_difference, image_text
+from .images.tokenizer import ImageTokenizer
 from .images.vocabulary import FILE, ImageTokens
 from .transition import Transition
 
@@ -93,6 +94,16 @@ class Prompter:
     def image_columns(self) -> int | None:
         """Of a model's images; None without."""
         return None if self._images is None else self._images.columns
+
+    def check_image_tokenizer(self, tokenizer: ImageTokenizer, where: str) -> None:
+        """Raises ValueError where its codes are not those of the model's images."""
+        images = self._images
+        ours = None if images is None else (images.codes, images.rows, images.columns)
+        if ours != (tokenizer.codebook_size, *tokenizer.grid):
+            raise ValueError(
+                f"data.image_tokenizer={where}: {tokenizer.codebook_size} codes, {tokenizer.grid[0]} x "
+                f"{tokenizer.grid[1]} an image; the model has {ours}: give the tokenizer that it was imported for"
+            )
 
     def target(self, role: Role, transition: Transition) -> list[int]:
         """Token ids of the completion that the transition gives, and the end token; for an image, its N codes and the

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+from PIL import Image
 from rich.console import Console
 
-from ..config import SwirlConfig
+from ..config import SwirlConfig, Tokens
+from ..data.images.drawing import picture_of, text_of_picture
+from ..data.images.tokenizer import load_image_tokenizer
 from ..data.transition import Transition
 from ..records import finite, json_line, write, write_json
 from ..roles import FWM
@@ -72,8 +75,34 @@ class TextGenerator:
         return None
 
 
+class PictureGenerator(TextGenerator):
+    """The FWM of a session whose images are codes of data.image_tokenizer; pictures are fitted to its size."""
+
+    def __init__(self, session: Session):
+        """Raises ValueError, one line, where data.image_tokenizer is not set or its codes are not the model's."""
+        super().__init__(session)
+        data = session.cfg.data
+        if data.image_tokenizer is None:
+            raise ValueError(
+                "data.image_tokenizer=null: pictures are to be read: give the folder of an image tokenizer"
+            )
+        size = None if data.image_size is None else (data.image_size[0], data.image_size[1])
+        self._tokenizer = load_image_tokenizer(data.image_tokenizer, size)
+        session.prompter.check_image_tokenizer(self._tokenizer, data.image_tokenizer)
+
+    def __call__(self, requests: Sequence[Request]) -> list[Image.Image | Refused]:
+        outcomes = super().__call__([self._coded(request) for request in requests])
+        return [text if isinstance(text, Refused) else picture_of(text, self._tokenizer) for text in outcomes]
+
+    def _coded(self, request: Request) -> Request:
+        return request._replace(state=self._code(request.state), history=tuple(map(self._code, request.history)))
+
+    def _code(self, picture: Image.Image) -> str:
+        return text_of_picture(picture, self._tokenizer)
+
+
 # Of each kind of state, what makes a generator of a session
-GENERATORS: dict[str, Callable[[Session], Generator]] = {"text": TextGenerator}
+GENERATORS: dict[str, Callable[[Session], Generator]] = {"text": TextGenerator, "picture": PictureGenerator}
 
 
 def evaluate(cfg: SwirlConfig) -> dict | None:
@@ -110,10 +139,10 @@ def _check(cfg: SwirlConfig, suite: Suite, run: Path) -> None:
         if launched() not in (None, (1, 1)):
             raise ValueError(f"suite.predictions={cfg.suite.predictions}: one process reads them: start one alone")
         return
-    if suite.kind not in GENERATORS:
+    if (suite.kind == "picture") != (cfg.data.fwm.tokens is Tokens.image):
         raise ValueError(
-            f"suite={suite.name}: its states are pictures, which no checkpoint here generates yet: give "
-            "suite.predictions=FOLDER of pictures that are there already"
+            f"suite={suite.name}: its states are {suite.kind}s, the FWM completes data.fwm.tokens="
+            f"{cfg.data.fwm.tokens.name}: give the settings of a run on {suite.kind}s, or suite.predictions=FOLDER"
         )
     for model in cfg.suite.models:
         folder = run / "checkpoints" / model
@@ -199,7 +228,7 @@ def _key(cfg: SwirlConfig, folder: Path) -> str:
         return digest([own])
     fwm = cfg.data.fwm
     prompts = [list(fwm.templates), fwm.min_length, fwm.max_length, cfg.model.max_length]
-    prompts += [cfg.data.tokenizer, cfg.data.fact_separator, cfg.data.history]
+    prompts += [cfg.data.tokenizer, cfg.data.image_tokenizer, cfg.data.fact_separator, cfg.data.history]
     manifest = Path(cfg.run.root, cfg.run.name, "checkpoints", folder.name, "manifest.json")
     weights = manifest.read_text() if folder.name != CHECKPOINT and manifest.is_file() else str(cfg.model.fwm)
     return digest([own, prompts, cfg.run.seed, weights])

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
+from ..data.images.characters import readable
 from ..data.transition import Transition
 from ..data.transitions import TransitionFile
 from ..roles import FWM
@@ -25,20 +26,21 @@ DEPTH = 3  # steps from a problem's first state to its goal, and as many for the
 CANDIDATES = 8  # actions to choose from at each step: the one that led to the goal, and others by chance
 
 
-def figures(session: Session) -> dict:
-    """{"horizon": ..., "planning": ...}, as far as `eval` asks for them."""
-    cfg, found = session.cfg, {}
+def figures(session: Session) -> tuple[dict, list[dict]]:
+    """{"horizon": ..., "planning": ...}, as far as `eval` asks for them; and rows for samples.jsonl."""
+    cfg, found, samples = session.cfg, {}, []
     if cfg.eval.horizon:
-        found["horizon"] = horizon(session, cfg.data.test_episodes, cfg.eval.horizon, cfg.data.history)
+        found["horizon"], samples = horizon(session, cfg.data.test_episodes, cfg.eval.horizon, cfg.data.history)
     if cfg.eval.plans:
         found["planning"] = planning(session, cfg.data.collection, cfg.eval.plans)
-    return found
+    return found, samples[: cfg.eval.samples]
 
 
-def horizon(session: Session, path: str, length: int, history: int = 0) -> list[dict[str, float]]:
+def horizon(session: Session, path: str, length: int, history: int = 0) -> tuple[list[dict[str, float]], list[dict]]:
     """Figures after k = 1, ..., `length` recorded actions: of states predicted from predicted states, and, as
     "unmoved", of the first state left as it is. Over stretches of `path`, a file of whole episodes, in which no step is
-    missing. Of `history` states before, those that were predicted take the place of those that were.
+    missing. Of `history` states before, those that were predicted take the place of those that were. And all
+    predictions, stretch by stretch, as samples.jsonl has them.
 
     Raises ValueError where the file has no stretch so long.
     """
@@ -47,17 +49,27 @@ def horizon(session: Session, path: str, length: int, history: int = 0) -> list[
         raise ValueError(f"eval.horizon={length}: {path} has no {length} steps in a row: lower eval.horizon")
     mine = [stretches[i] for i in session.share(range(len(stretches)))]
     states, pasts, found = [stretch[0].x for stretch in mine], [stretch[0].history for stretch in mine], []
+    rolled: list[list[dict]] = [[] for _ in mine]
     for k in range(length):
         seen = [replace(s[k], x=x, history=past) for s, x, past in zip(mine, states, pasts, strict=True)]
         pasts = [(*row.history, row.x)[-history:] if history else () for row in seen]
         states = predicted(session, seen)
+        for rows, row, state in zip(rolled, seen, states, strict=True):
+            rows.append(_sample(row, state))
         scored = [
             (exact_match(state, s[k].y), token_f1(state, s[k].y), token_f1(s[0].x, s[k].y))
             for s, state in zip(mine, states, strict=True)
         ]
         exact, f1, unmoved = (sum(values) / len(stretches) for values in zip(*session.gather(scored), strict=True))
         found.append({"k": k + 1, "exact_match": exact, "token_f1": f1, "unmoved/token_f1": unmoved})
-    return found
+    return found, [row for rows in session.gather(rolled) for row in rows]
+
+
+def _sample(row: Transition, state: str) -> dict:
+    """A prediction from `row`, whose x was itself predicted but in the first step."""
+    shown = {"x": row.x, "z": row.z, "y": row.y, "prompt": f"{row.x}\n{row.z}", "prediction": state, "target": row.y}
+    shown = {name: readable(text) for name, text in shown.items()}
+    return {"role": FWM.name, **shown, "correct": exact_match(state, row.y)}
 
 
 def consecutive(rows: Sequence[Transition], length: int) -> list[list[Transition]]:

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from rich.table import Table
 
 from ..records import read_lines
+from .frames import strips
 from .metrics import METRICS, MODELS, NAMES
 from .pictures import pictures
 from .suites.results import columns, heading, note, rows
@@ -45,7 +46,8 @@ def write_report(run_dir: Path) -> Path:
     Raises ValueError where `run_dir` is no run's folder.
     """
     run = read_run(run_dir)
-    samples = _by_stage(_lines(run_dir / "samples.jsonl"))
+    predictions = _lines(run_dir / "samples.jsonl")
+    samples = _by_stage(predictions)
     page = template("report.html.j2").render(
         name=run.folder.name,
         finished=run.finished,
@@ -55,6 +57,7 @@ def write_report(run_dir: Path) -> Path:
         facts=_facts(run.summary, run.env),
         pictures=pictures(run.records),
         suites=[(heading(entry), columns(entry), rows(entry), note(entry)) for entry in suites_of(run_dir).values()],
+        frames=strips(predictions, run.config),
         switches=switches(run.config),
         samples=samples,
         opened=([stage for stage in samples if "swirl" in stage] or [None, *samples])[-1],
