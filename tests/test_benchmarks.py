@@ -357,7 +357,7 @@ def test_a_users_mistake_is_one_line(overrides, what, aurora, capsys, monkeypatc
 
 def test_a_suite_needs_a_model_of_its_kind_and_a_checkpoint_that_is_there(aurora, tmp_path):
     cfg = compose([*aurora, "suite.predictions=null"])
-    with pytest.raises(ValueError, match=r"^suite=aurora: its states are pictures, the FWM completes data.fwm.tokens=text: "):
+    with pytest.raises(ValueError, match=r"^suite=aurora: its states are pictures, the FWM completes "):
         benchmarks.evaluate(cfg)
     release = RELEASES["stabletoolbench"](tmp_path / "tools")
     cfg = compose(["suite=stabletoolbench", f"suite.folder={release}", f"run.root={tmp_path}"])
