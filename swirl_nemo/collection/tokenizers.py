@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -25,7 +25,9 @@ def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 def bpe_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of `size` tokens, trained on `texts`; any text is encoded, and decodes to itself.
 
-    Digits stand apart, so that numbers that the texts do not have are read as the others are.
+    Digits stand apart, so that numbers that the texts do not have are read as the others are. Each line is given a
+    space to begin with, which decoding takes away: a word is the same tokens at the start of a line and within it, as
+    a small model that copies would otherwise have to learn.
 
     Raises ValueError for a size that does not hold the 256 bytes and the tags.
     """
@@ -33,10 +35,13 @@ def bpe_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     if size < least:
         raise ValueError(f"vocabulary={size}: the bytes and the tags alone are {least} tokens: set it to more")
     backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(" "), normalizers.Replace("\n", "\n ")])
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    backend.decoder = decoders.ByteLevel()
+    backend.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Replace("\n ", "\n"), decoders.Strip(" ", left=1, right=0)]
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     specials = [*SPECIALS, *TAGS]
     backend.train_from_iterator(
