@@ -14,7 +14,8 @@ from swirl_nemo.settings import compose
 from swirl_nemo.worlds.household import SEPARATOR, Household, parse_state
 
 HOUSEHOLD = Household(compose(["world=household"], "collect", CollectConfig).world)
-ALONE = SimpleNamespace(share=lambda items: items, gather=lambda items: items)  # of one process, nothing to share
+PROMPTS = SimpleNamespace(prompt=lambda role, row: f"{row.x} > {row.z}", decode=lambda tokens: tokens)
+ALONE = SimpleNamespace(share=lambda items: items, gather=lambda items: items, prompter=PROMPTS)  # one process
 
 
 def episode(seed: int, steps: int) -> list[Transition]:

@@ -55,7 +55,7 @@ def horizon(session: Session, path: str, length: int, history: int = 0) -> tuple
         pasts = [(*row.history, row.x)[-history:] if history else () for row in seen]
         states = predicted(session, seen)
         for rows, row, state in zip(rolled, seen, states, strict=True):
-            rows.append(_sample(row, state))
+            rows.append(_sample(session, row, state))
         scored = [
             (exact_match(state, s[k].y), token_f1(state, s[k].y), token_f1(s[0].x, s[k].y))
             for s, state in zip(mine, states, strict=True)
@@ -65,9 +65,10 @@ def horizon(session: Session, path: str, length: int, history: int = 0) -> tuple
     return found, [row for rows in session.gather(rolled) for row in rows]
 
 
-def _sample(row: Transition, state: str) -> dict:
+def _sample(session: Session, row: Transition, state: str) -> dict:
     """A prediction from `row`, whose x was itself predicted but in the first step."""
-    shown = {"x": row.x, "z": row.z, "y": row.y, "prompt": f"{row.x}\n{row.z}", "prediction": state, "target": row.y}
+    prompt = session.prompter.decode(session.prompter.prompt(FWM, row))
+    shown = {"x": row.x, "z": row.z, "y": row.y, "prompt": prompt, "prediction": state, "target": row.y}
     shown = {name: readable(text) for name, text in shown.items()}
     return {"role": FWM.name, **shown, "correct": exact_match(state, row.y)}
 
