@@ -66,12 +66,18 @@ def test_one_without_scales_leaves_none_of_those_before(seen):
 
 def test_fp8_is_what_its_emulation_is(seen):
     """The same losses, gradients and scales, with layers 0 and 3 left out. A step of two micro-batches casts weights
-    once, its emulation twice, with scales that have moved on in between."""
+    once, its emulation twice, with scales that have moved on in between.
+
+    In the second backward pass a gradient may lie so near the border between two FP8 numbers that rounding in float32
+    decides, which differs between processors: the loss and the scales before it are still the same.
+    """
     found, expected = seen["FP8"], seen["emulated"]
     assert set(found["states"][0]) == set(expected["states"][0]) == {(n, name) for n in (2, 3) for name in LINEARS}
     for step in (0, 1):
         assert found["steps"][step]["loss"] == pytest.approx(expected["steps"][step]["loss"], rel=1e-5)
-        assert found["steps"][step]["grad_norm"] == pytest.approx(expected["steps"][step]["grad_norm"], rel=1e-4)
+        assert found["steps"][step]["grad_norm"] == pytest.approx(
+            expected["steps"][step]["grad_norm"], rel=(1e-5, 1e-3)[step]
+        )
         for place, state in found["states"][step].items():
             assert torch.tensor(state).allclose(torch.tensor(expected["states"][step][place]), rtol=1e-3)
     assert found["steps"][2]["loss"] == pytest.approx(expected["steps"][2]["loss"], rel=2e-2)
@@ -80,11 +86,14 @@ def test_fp8_is_what_its_emulation_is(seen):
 
 
 def test_scoring_without_fp8_has_none_and_with_it_leaves_scales(seen):
-    """Both ways after each step; the last figures are of weights that some micro-batches had cast before."""
+    """Both ways after each step; the last figures are of weights that some micro-batches had cast before.
+
+    After the second step they may be of slightly other weights (above), by less than the 1% that FP8 makes.
+    """
     found, expected = seen["FP8"], seen["emulated"]
-    for step in (0, 1):
-        for precision in ("dtype", "training"):
-            assert found[precision][step] == pytest.approx(expected[precision][step], abs=2e-3)
+    for precision in ("dtype", "training"):
+        assert found[precision][0] == pytest.approx(expected[precision][0], abs=2e-3)
+        assert found[precision][1] == pytest.approx(expected[precision][1], rel=5e-3)
     assert found["dtype"][0] == pytest.approx(seen["local"]["dtype"][0], abs=1e-3)
     assert found["training"][0] != pytest.approx(found["dtype"][0], abs=1e-2)
     assert found["after scoring"] == found["states"][2]
