@@ -88,12 +88,16 @@ def test_fp8_is_what_its_emulation_is(seen):
 def test_scoring_without_fp8_has_none_and_with_it_leaves_scales(seen):
     """Both ways after each step; the last figures are of weights that some micro-batches had cast before.
 
-    After the second step they may be of slightly other weights (above), by less than the 1% that FP8 makes.
+    After the second step weights may differ by a rounding (above), which FP8 makes as large as itself: its scores are
+    then compared with those without it, of the same weights. Those of the weights before are a third lower.
     """
     found, expected = seen["FP8"], seen["emulated"]
     for precision in ("dtype", "training"):
         assert found[precision][0] == pytest.approx(expected[precision][0], abs=2e-3)
-        assert found[precision][1] == pytest.approx(expected[precision][1], rel=5e-3)
+    assert found["dtype"][1] == pytest.approx(expected["dtype"][1], rel=1e-3)
+    for scores in (found, expected):
+        assert scores["training"][1] == pytest.approx(scores["dtype"][1], rel=2e-2)
+        assert scores["training"][1] != pytest.approx(scores["dtype"][1], abs=1e-2)
     assert found["dtype"][0] == pytest.approx(seen["local"]["dtype"][0], abs=1e-3)
     assert found["training"][0] != pytest.approx(found["dtype"][0], abs=1e-2)
     assert found["after scoring"] == found["states"][2]
