@@ -16,6 +16,7 @@ KEPT = Path("docs/evidence")
 RUNS = {
     "swirl": "SWIRL",
     "no_gradient": "SWIRL, Phase I's policy gradient off",
+    "equal_time": "the same, for as many seconds as SWIRL",
     "permuted": "SWIRL, Phase I's advantages permuted",
     "phase_1": "Phase I alone",
     "phase_2": "Phase II alone",

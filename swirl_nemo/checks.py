@@ -83,6 +83,12 @@ def check_files(cfg: SwirlConfig) -> None:
         path = getattr(cfg.data, key)
         if not Path(path).is_file():
             raise ValueError(f"data.{key}={path}: no such file: collect it (swirl collect) or give data.{key}=FILE")
+    folder = cfg.data.image_tokenizer
+    if folder is not None and not Path(folder).is_dir():  # the report, after hours, would be the first to miss it
+        raise ValueError(
+            f"data.image_tokenizer={folder}: no such folder: train one (swirl train-tokenizer), or give null and no "
+            "images are drawn"
+        )
     for path in cfg.data.further_tests:
         if not Path(path).is_file():
             raise ValueError(f"data.further_tests: {path}: no such file: collect it (swirl collect) or leave it out")

@@ -36,7 +36,7 @@ def assert_learnable(folder: Path, rows: list[dict], longest: dict[str, int], ne
 
 def assert_same_files(one: Path, other: Path) -> None:
     """Byte for byte, the tokenizer's too."""
-    files = [path.relative_to(one) for path in one.rglob("*") if path.is_file()]
-    assert len(files) > 8
+    files, others = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (one, other))
+    assert len(files) > 8 and files == others
     for file in files:
         assert (one / file).read_bytes() == (other / file).read_bytes(), file

@@ -63,6 +63,12 @@ def test_frames_stand_side_by_side(tokenizer):
     assert rolled.predictions == {"warmup": None, "swirl": (strip.truth, True)}
 
 
+def test_another_tokenizer_is_one_line(tokenizer):
+    row = sample("test, swirl", "a") | {"y": readable(image_text([0, 1, 2, 3, 4, 6]))}
+    with pytest.raises(ValueError, match=r"^data.image_tokenizer: draws 2 x 3 of 6 codes, which .* is not: give .*$"):
+        strips([row], {"data": {"image_tokenizer": tokenizer[1], "image_size": None}})
+
+
 def test_runs_on_text_and_runs_without_a_tokenizer_have_no_frames(tokenizer):
     text = sample("test, swirl", "a") | {"x": "a", "y": "b"}
     assert strips([text], {}) == {}

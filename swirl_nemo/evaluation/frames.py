@@ -29,7 +29,7 @@ def strips(samples: list[dict], config: dict) -> dict[str, list[Strip]]:
     """By title, of samples.jsonl's rows; {} where states are no images, or the run's data.image_tokenizer does not say
     how to draw them.
 
-    Raises ValueError, one line, where the tokenizer cannot be read or has no decoder.
+    Raises ValueError, one line, where the tokenizer cannot be read, has no decoder, or is not that of the images.
     """
     rows = [row for row in samples if row["role"] == "fwm" and _IMAGE.fullmatch(row["y"])]
     folder, size = (config["data"][key] for key in ("image_tokenizer", "image_size")) if rows else (None, None)
@@ -65,7 +65,13 @@ class _Drawn:
         if match is None:
             return None
         if text not in self._known:
+            codes, (rows, columns) = [int(code) for code in match[1].split()], self._tokenizer.grid
+            if len(codes) != rows * columns or max(codes) >= self._tokenizer.codebook_size:
+                raise ValueError(
+                    f"data.image_tokenizer: draws {rows} x {columns} of {self._tokenizer.codebook_size} codes, which "
+                    f"{text[:40]}... is not: give the one that the images were tokenized with"
+                )
             buffer = io.BytesIO()
-            decoded([int(code) for code in match[1].split()], self._tokenizer).save(buffer, "PNG")
+            decoded(codes, self._tokenizer).save(buffer, "PNG")
             self._known[text] = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
         return self._known[text]

@@ -100,8 +100,8 @@ class World(ABC, Generic[Config]):
         """The state as the models read it."""
 
     def picture(self, state: str) -> "np.ndarray":
-        """uint8 [H, W, 3] of a rendered state, of one size, for a world whose states are pictures."""
-        raise NotImplementedError
+        """uint8 [H, W, 3] of a rendered state, of one size, asked of worlds with `pictures` alone."""
+        raise NotImplementedError(f"{self.name}: pictures = True needs a method picture")
 
     def shown(self, state: Any, action: str) -> str:
         """What an episode's `x` has of the state where this action is taken; all of it, unless the world trims."""
