@@ -227,7 +227,7 @@ def on_disk(tmp_path, default) -> SwirlConfig:
     return replace(default, data=replace(default.data, **files), model=replace(default.model, **models))
 
 
-@pytest.mark.parametrize("key", ["labelled", "unlabelled", "validation", "test", "tokenizer"])
+@pytest.mark.parametrize("key", ["labelled", "unlabelled", "validation", "test", "tokenizer", "image_tokenizer"])
 def test_missing_data(on_disk, key):
     check_files(on_disk)
     broken = replace(on_disk, data=replace(on_disk.data, **{key: "nowhere"}))
