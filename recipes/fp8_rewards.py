@@ -88,7 +88,7 @@ def sample(run: Path) -> dict[str, list[list[str]]]:
         with session.sets.wear(name):
             step = Step(rows, [], [], lr=0.0, seed=(SEED,))
             rollout = roll_out(session, role, getattr(session.cfg.phase, name), rows, step)
-        texts = [session.prompter.decode(completion) for completion in rollout.completions]
+        texts = session.prompter.completions(role, rows, rollout.completions)
         sampled[name] = [texts[start : start + SIZE] for start in range(0, len(texts), SIZE)]
     return sampled
 

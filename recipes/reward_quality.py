@@ -18,7 +18,7 @@ from torch import Tensor
 from swirl_nemo import worlds
 from swirl_nemo.checkpoint import run_state
 from swirl_nemo.data.transitions import TransitionFile
-from swirl_nemo.evaluation.metrics import exact_match, right_action
+from swirl_nemo.evaluation.metrics import right_action
 from swirl_nemo.grpo import group_advantages
 from swirl_nemo.phase import Step, roll_out
 from swirl_nemo.records import write_json
@@ -39,7 +39,7 @@ def quality(session: Session, role: Role) -> dict[str, float]:
     session.sets.become(role.name)
     step = Step(rows, [], [], lr=0.0, seed=(session.cfg.run.seed,))
     rollout = roll_out(session, role, replace(phase, group=SIZE), rows, step)
-    texts = [session.prompter.decode(completion) for completion in rollout.completions]
+    texts = session.prompter.completions(role, rows, rollout.completions)
     repeated = [row for row in rows for _ in range(SIZE)]
     with session.sets.wear(role.counterpart.name):
         rewards = counterpart_logprobs(session, role, repeated, texts, SIZE).view(-1, SIZE)
@@ -64,7 +64,7 @@ def quality(session: Session, role: Role) -> dict[str, float]:
 
 def _right(session: Session, role: Role, row, text: str) -> bool:
     if role is FWM:
-        return exact_match(text, row.y)
+        return session.prompter.same_state(text, row.y)
     return right_action(text, row.z, worlds.find(session.cfg.data.world).actions_between(row.x, row.y))
 
 

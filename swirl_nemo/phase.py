@@ -104,10 +104,8 @@ def _batch(session, phase: PhaseConfig, sequences: Sequences | None, reward: Ten
     parts = guard.rows("replay", step.replay) + guard.rows("mstep", step.annotated)
     if sequences is None:
         return parts
-    completions = [
-        session.prompter.decode(sequences.targets[row][sequences.completion_mask[row]].tolist())
-        for row in range(len(sequences))
-    ]
+    tokens = [row[mask].tolist() for row, mask in zip(sequences.targets, sequences.completion_mask, strict=True)]
+    completions = [session.prompter.decode(completion) for completion in tokens]
     rows = guard.rows("policy", [t for t in mine for _ in range(phase.group)])
     scored = zip(rows, completions, reward.tolist(), strict=True)
     return session.gather([row | {"completion": text, "reward": value} for row, text, value in scored]) + parts
@@ -177,7 +175,7 @@ def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, seque
 
     With shared weights the counterpart and the reference are the same set, worn once and run in one pass.
     """
-    texts = [session.prompter.decode(completion) for completion in rollout.completions]
+    texts = session.prompter.completions(role, mine, rollout.completions)
     repeated = [t for t in mine for _ in range(phase.group)]
     size = session.cfg.parallel.score_batch
     policy = plain(sequences, session.policy_distribution(role), size, rollout.support) if phase.kl_beta else ()

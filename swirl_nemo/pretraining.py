@@ -10,7 +10,7 @@ from dataclasses import replace
 from random import Random
 
 from .config import PretrainConfig
-from .data.prompts import difference
+from .data.facts import difference
 from .data.transition import Transition
 from .roles import FWM, IDM, Role
 

@@ -1,7 +1,6 @@
 """From transitions to token ids and back: templates, targets, allowed tokens."""
 
 import os
-from difflib import SequenceMatcher
 from itertools import groupby, takewhile
 from pathlib import Path
 from string import Formatter
@@ -10,16 +9,17 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..config import DataConfig, Tokens
-from ..roles import ROLES, Role
+from ..config import DataConfig, NextState, Tokens
+from ..roles import FWM, ROLES, Role
 from .draw import uniform
-from .images.characters import FORGED, RUNS, image_codes, image_difference, image_text
+from .facts import difference, edit, edited, same_state
+from .images.characters import FORGED, RUNS, image_codes, image_text
 from .images.tokenizer import ImageTokenizer
 from .images.vocabulary import FILE, ImageTokens
 from .transition import Transition
 
 # What each template field shows of the transition.
-FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}, "was": {"x", "y"}, "history": set()}
+FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}, "edit": {"x", "y"}, "history": set()}
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -53,6 +53,7 @@ class Prompter:
         self._tokenizer = tokenizer
         self._seed = seed
         self._separator = data.fact_separator
+        self._edits = data.next_state is NextState.edit
         self._roles = {name: getattr(data, name) for name in ROLES}
         for name, role in ROLES.items():
             _check_templates(role, list(self._roles[name].templates))
@@ -78,8 +79,8 @@ class Prompter:
         template = templates[int(uniform(self._seed, role.name, transition.id) * len(templates))]
         given = role.counterpart
         shown = {"x": transition.x, given.completes: given.target(transition)}
-        if "{was}" in template:
-            shown["was"] = difference(transition.y, transition.x, self._separator, self.image_columns)
+        if "{edit}" in template:
+            shown["edit"] = edit(transition.x, transition.y, self._separator, self.image_columns)
         if "{diff}" in template:
             shown["diff"] = difference(transition.x, transition.y, self._separator, self.image_columns)
         if "{history}" in template:
@@ -114,6 +115,8 @@ class Prompter:
         action.
         """
         text = role.target(transition)
+        if role is FWM and self._edits:
+            text = edit(transition.x, text, self._separator)
         tokens = self._encode(text, transition.id)
         if (image_codes(text) is not None) != self._completes_image(role):
             wanted = "an image" if self._completes_image(role) else "text"
@@ -132,8 +135,23 @@ class Prompter:
                 )
         return [*tokens, self.end]
 
+    def completion(self, role: Role, transition: Transition, tokens: list[int]) -> str:
+        """What the role's completion stands for: an action, or the next state, whole also where the FWM writes its
+        edits of x."""
+        text = self.decode(tokens)
+        return edited(transition.x, text, self._separator) if role is FWM and self._edits else text
+
+    def completions(self, role: Role, transitions: list[Transition], tokens: list[list[int]]) -> list[str]:
+        """`completion` of each, as many of each transition."""
+        group = len(tokens) // len(transitions) if transitions else 1
+        return [self.completion(role, transitions[row // group], ids) for row, ids in enumerate(tokens)]
+
+    def same_state(self, one: str, other: str) -> bool:
+        """Whether both have the same facts."""
+        return same_state(one, other, self._separator)
+
     def decode(self, tokens: list[int]) -> str:
-        """The text of a completion, up to its end token where it has one.
+        """The text of tokens, up to its end token where it has one.
 
         One that starts with a code is an image, whose begin ended the prompt.
         """
@@ -194,6 +212,8 @@ class Prompter:
         data, images = self._roles[name], self._images
         if data.tokens is not Tokens.image:
             return
+        if name == FWM.name and self._edits:
+            raise ValueError("data.next_state=edit: an image is written whole: give data.next_state=whole")
         if images is None:
             raise ValueError(
                 f"data.{name}.tokens=image: data.tokenizer={tokenizer} has no {FILE}: import the model with "
@@ -204,33 +224,6 @@ class Prompter:
                 f"data.{name}.min_length={data.min_length}, data.{name}.max_length={data.max_length}: an image of this "
                 f"model has {images.rows} x {images.columns} codes: give {images.length} for both"
             )
-
-
-def difference(x: str, y: str, separator: str, image_columns: int | None = None) -> str:
-    """The facts in which y differs from x, for {diff}: facts are what `separator` divides, and it joins the result.
-    Of two images the codes in which they differ (images/characters.py).
-
-    A fact that took another's place is given as it now is, one that came is marked "+ fact", one that went "- fact";
-    states of equal facts give "=". The marks stand apart from the facts by a space, so that a world's tokenizer can
-    hold "=", "+" and "-" as words. Defined for any two texts.
-    """
-    if (codes := image_difference(x, y, image_columns)) is not None:
-        return codes
-    before, after = _facts(x, separator), _facts(y, separator)
-    changes: list[str] = []
-    for kind, i, i_end, j, j_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if kind != "equal":
-            replaced = min(i_end - i, j_end - j)
-            changes += after[j : j + replaced]
-            changes += [f"+ {fact}" for fact in after[j + replaced : j_end]]
-            changes += [f"- {fact}" for fact in before[i + replaced : i_end]]
-    return separator.join(changes) or "="
-
-
-def _facts(text: str, separator: str) -> list[str]:
-    # A text may end in a separator without the space that follows it elsewhere, as in "a. b."
-    whole = text.strip().removesuffix(separator.strip())
-    return [fact for part in whole.split(separator) if (fact := part.strip())]
 
 
 def _check_templates(role: Role, templates: list[str]) -> None:

@@ -9,7 +9,7 @@ from ..data.transition import Transition
 from ..data.transitions import TransitionFile
 from ..roles import FWM, IDM, ROLES, Role
 from ..session import Session
-from .metrics import METRICS, exact_match, right_action, token_f1
+from .metrics import METRICS, right_action, token_f1
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def evaluate(session: Session, path: str) -> tuple[dict[str, float], list[dict]]
         predictions += _predict(session, rows[start : min(start + size, mine.stop)])
     predictions = session.gather(predictions)
     world = worlds.find(session.cfg.data.world)
-    return _figures(predictions, world), _samples(session, predictions[: session.cfg.eval.samples], world)
+    same = session.prompter.same_state
+    return _figures(predictions, world, same), _samples(session, predictions[: session.cfg.eval.samples], world)
 
 
 def _predict(session: Session, rows: list[Transition]) -> list[Prediction]:
@@ -62,19 +63,19 @@ def greedy(session: Session, role: Role, rows: list[Transition]) -> list[str]:
         uniforms=None,
         batch=session.cfg.parallel.rollout_batch,
     )
-    return [session.prompter.decode(completion) for completion in rollout.completions]
+    return session.prompter.completions(role, rows, rollout.completions)
 
 
 def _is_right(world, row: Transition, action: str) -> bool:
     return right_action(action, row.z, world.actions_between(row.x, row.y))
 
 
-def _figures(predictions: list[Prediction], world) -> dict[str, float]:
+def _figures(predictions: list[Prediction], world, same_state) -> dict[str, float]:
     def mean(values) -> float:
         return float(sum(values)) / len(predictions)
 
     return {
-        "fwm/exact_match": mean(exact_match(p.next_state, p.transition.y) for p in predictions),
+        "fwm/exact_match": mean(same_state(p.next_state, p.transition.y) for p in predictions),
         "fwm/token_f1": mean(token_f1(p.next_state, p.transition.y) for p in predictions),
         "fwm/gold_logprob": mean(p.fwm_logprob for p in predictions),
         "idm/exact_match": mean(_is_right(world, p.transition, p.action) for p in predictions),
@@ -97,7 +98,7 @@ def _samples(session: Session, predictions: list[Prediction], world) -> list[dic
     for p in predictions:
         t = p.transition
         for role, prediction, correct in (
-            (FWM, p.next_state, exact_match(p.next_state, t.y)),
+            (FWM, p.next_state, session.prompter.same_state(p.next_state, t.y)),
             (IDM, p.action, _is_right(world, t, p.action)),
         ):
             prompt = session.prompter.decode(session.prompter.prompt(role, t))

@@ -20,7 +20,7 @@ from ..roles import FWM
 from ..session import Session
 from ..worlds import World, find
 from .held_out import greedy
-from .metrics import exact_match, token_f1
+from .metrics import token_f1
 
 DEPTH = 3  # steps from a problem's first state to its goal, and as many for the planner
 CANDIDATES = 8  # actions to choose from at each step: the one that led to the goal, and others by chance
@@ -57,7 +57,7 @@ def horizon(session: Session, path: str, length: int, history: int = 0) -> tuple
         for rows, row, state in zip(rolled, seen, states, strict=True):
             rows.append(_sample(session, row, state))
         scored = [
-            (exact_match(state, s[k].y), token_f1(state, s[k].y), token_f1(s[0].x, s[k].y))
+            (session.prompter.same_state(state, s[k].y), token_f1(state, s[k].y), token_f1(s[0].x, s[k].y))
             for s, state in zip(mine, states, strict=True)
         ]
         exact, f1, unmoved = (sum(values) / len(stretches) for values in zip(*session.gather(scored), strict=True))
@@ -70,7 +70,7 @@ def _sample(session: Session, row: Transition, state: str) -> dict:
     prompt = session.prompter.decode(session.prompter.prompt(FWM, row))
     shown = {"x": row.x, "z": row.z, "y": row.y, "prompt": prompt, "prediction": state, "target": row.y}
     shown = {name: readable(text) for name, text in shown.items()}
-    return {"role": FWM.name, **shown, "correct": exact_match(state, row.y)}
+    return {"role": FWM.name, **shown, "correct": session.prompter.same_state(state, row.y)}
 
 
 def consecutive(rows: Sequence[Transition], length: int) -> list[list[Transition]]:
