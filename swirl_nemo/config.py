@@ -102,10 +102,10 @@ class RoleName(Enum):
 
 
 class NextState(Enum):
-    """What the FWM writes: the whole next state, or its edits of the state before (data/facts.py)."""
+    """What the FWM writes: the whole next state, or what changes of the state before (data/facts.py)."""
 
     whole = "whole"
-    edit = "edit"
+    changes = "changes"
 
 
 class Tokens(Enum):
@@ -168,7 +168,7 @@ class ModelConfig:
 
 @dataclass
 class RoleDataConfig:
-    # {x} {y} {z} {diff} {edit} {history}; one is drawn per prompt and held within its group
+    # {x} {y} {z} {diff} {was} {history}; one is drawn per prompt and held within its group
     templates: list[str] = MISSING
     tokens: Tokens = MISSING
     min_length: int = MISSING
@@ -189,7 +189,7 @@ class DataConfig:
     tokenizer: str = MISSING  # Hugging Face tokenizer folder
     image_tokenizer: str | None = MISSING  # folder with which images were tokenized, to draw them and to read pictures
     image_size: list[int] | None = MISSING  # height and width, for an image tokenizer that takes any
-    # What divides a state's text into facts, for {diff} and {edit}, and states in {history}
+    # What divides a state's text into facts, for {diff} and {was}, and states in {history}
     fact_separator: str = MISSING
     next_state: NextState = MISSING
     history: int = MISSING  # states before x that are read, for {history}

@@ -14,7 +14,11 @@ from swirl_nemo.settings import compose
 from swirl_nemo.worlds.household import SEPARATOR, Household, parse_state
 
 HOUSEHOLD = Household(compose(["world=household"], "collect", CollectConfig).world)
-PROMPTS = SimpleNamespace(prompt=lambda role, row: f"{row.x} > {row.z}", decode=lambda tokens: tokens)
+PROMPTS = SimpleNamespace(
+    prompt=lambda role, row: f"{row.x} > {row.z}",
+    decode=lambda tokens: tokens,
+    same_state=lambda one, other: one == other,
+)
 ALONE = SimpleNamespace(share=lambda items: items, gather=lambda items: items, prompter=PROMPTS)  # one process
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from swirl_nemo.config import PretrainConfig
-from swirl_nemo.data.prompts import difference
+from swirl_nemo.data.facts import difference
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.pretraining import WORD, StateOnlyRows
 from swirl_nemo.roles import FWM, IDM

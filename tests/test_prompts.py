@@ -11,8 +11,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from swirl_nemo.config import DataConfig, RoleDataConfig, Tokens
-from swirl_nemo.data.prompts import Prompter, difference, load_tokenizer
+from swirl_nemo.config import DataConfig, NextState, RoleDataConfig, Tokens
+from swirl_nemo.data.facts import difference
+from swirl_nemo.data.prompts import Prompter, load_tokenizer
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.roles import FWM, IDM, ROLES
 
@@ -198,6 +199,7 @@ BAD_TEMPLATES = {
     "no y": (GOOD_FWM, "{x}", r"data\.idm\.templates\[1\]: has no \{y\} or \{diff\}"),
     "z in IDM": (GOOD_FWM, "{x} {y} {z}", r"data\.idm\.templates\[1\]: \{z\} shows the z"),
     "y in FWM": ("{x} {z} {y}", GOOD_IDM, r"data\.fwm\.templates\[1\]: \{y\} shows the y"),
+    "was in FWM": ("{x} {z} {was}", GOOD_IDM, r"data\.fwm\.templates\[1\]: \{was\} shows the y"),
     "diff in FWM": ("{x} {z} {diff}", GOOD_IDM, r"data\.fwm\.templates\[1\]: \{diff\} shows the y"),
 }
 
@@ -213,9 +215,23 @@ def test_what_changed_can_be_shown_as_it_was():
     """{was} is what {diff} would be on the way back."""
     tokenizer = byte_tokenizer()
     prompter = Prompter(tokenizer, data_of([GOOD_FWM], ["{x} was {was} is {diff}"]), 0)
-    x, y = "a ; b ; c", "a ; d ; c ; e"
+    x, y = "a ; b 1 ; c", "a ; b 2 ; c ; e"
     shown = tokenizer.decode(prompter.prompt(IDM, replace(STEP, x=x, y=y)))
-    assert difference(y, x, " ; ") == "b ; - e" and shown == f"{x} was b ; - e is d ; + e"
+    assert difference(y, x, " ; ") == "b 1 ; - e" and shown == f"{x} was b 1 ; - e is b 2 ; + e"
+
+
+def test_the_fwm_may_write_what_changes_and_that_is_read_as_a_state():
+    tokenizer = byte_tokenizer()
+    data = replace(data_of([GOOD_FWM], [GOOD_IDM]), next_state=NextState.changes)
+    prompter = Prompter(tokenizer, data, 0)
+    step = replace(STEP, x="a ; lamp off ; c", y="a ; lamp on ; c ; d")
+    written = prompter.target(FWM, step)
+    assert prompter.decode(written) == "lamp on ; + d"
+    assert prompter.completion(FWM, step, written) == step.y
+    assert prompter.decode(prompter.target(IDM, step)) == prompter.completion(IDM, step, written[:0]) + step.z
+    other = replace(step, x="z ; lamp off")
+    assert prompter.completions(FWM, [step, other], [written] * 4) == [step.y] * 2 + ["z ; lamp on ; d"] * 2
+    assert prompter.same_state("a ; b", "b ; a") and not prompter.same_state("a ; a ; b", "a ; b ; b")
 
 
 def test_a_doubled_brace_is_text():

@@ -1,8 +1,6 @@
-"""States as facts: what differs between two of them, and a next state written as its edits of the state before."""
+"""States as facts: what differs between two of them, and the state that such a difference makes."""
 
 from collections import Counter
-from collections.abc import Iterable
-from difflib import SequenceMatcher
 
 from .images.characters import image_difference
 
@@ -23,67 +21,66 @@ def same_state(one: str, other: str, separator: str) -> bool:
 
 
 def difference(x: str, y: str, separator: str, image_columns: int | None = None) -> str:
-    """The facts in which y differs from x, for {diff}: facts are what `separator` divides, and it joins the result.
-    Of two images the codes in which they differ (images/characters.py).
+    """The facts in which y differs from x, for {diff} and for data.next_state=changes: facts are what `separator`
+    divides, and it joins the result. Of two images the codes in which they differ (images/characters.py).
 
     A fact that took another's place is given as it now is, one that came is marked "+ fact", one that went "- fact";
-    states of equal facts give "=". The marks stand apart from the facts by a space, so that a world's tokenizer can
-    hold "=", "+" and "-" as words. Defined for any two texts.
+    states of equal facts give "=". Whose place is told by the words that it begins with (`changed`); where those would
+    mislead, one went and one came. The marks stand apart from the facts by a space, so that a world's tokenizer can
+    hold "=", "+" and "-" as words. Defined for any two texts; x and the difference give y's facts, not their order.
     """
     if (codes := image_difference(x, y, image_columns)) is not None:
         return codes
-    before, after = facts_of(x, separator), facts_of(y, separator)
-    changes: list[str] = []
-    for kind, i, i_end, j, j_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if kind != "equal":
-            replaced = min(i_end - i, j_end - j)
-            changes += after[j : j + replaced]
-            changes += [CAME + fact for fact in after[j + replaced : j_end]]
-            changes += [GONE + fact for fact in before[i + replaced : i_end]]
-    return separator.join(changes) or UNCHANGED
-
-
-def edit(x: str, y: str, separator: str, image_columns: int | None = None) -> str:
-    """Everything that makes x into y, for {edit} and for data.next_state=edit: "- fact" for each that went, behind it
-    "+ fact" for what took its place, at the end "+ fact" for each that came; of equal facts "=". Of two images as in
-    `difference`.
-
-    What took a fact's place is the one of those that came which begins with most of its words, and at least with its
-    first. The order of facts is not told: `edited` gives back a state of the same facts.
-    """
-    if (codes := image_difference(x, y, image_columns)) is not None:
-        return codes
-    before, after = facts_of(x, separator), facts_of(y, separator)
-    gone, came = _without(before, after), _without(after, before)
-    lines = []
+    state, after = facts_of(x, separator), facts_of(y, separator)
+    gone, came, changes = _without(state, after), _without(after, state), []
     for fact in gone:
-        lines.append(GONE + fact)
-        likest = max(came, key=lambda other: _common_start(fact, other), default=None)
-        if likest is not None and _common_start(fact, likest):
-            came.remove(likest)
-            lines.append(CAME + likest)
-    return separator.join([*lines, *(CAME + fact for fact in came)]) or UNCHANGED
+        new = max(came, key=lambda other: _common_start(fact, other), default=None)
+        if new is None or not _common_start(fact, new):
+            changes.append(GONE + fact)
+            state.remove(fact)
+            continue
+        came.remove(new)
+        told = state[_place(state, new)] == fact and not new.startswith((GONE, CAME)) and new != UNCHANGED
+        changes += [new] if told else [GONE + fact, CAME + new]
+        state[state.index(fact)] = new
+    return separator.join([*changes, *(CAME + fact for fact in came)]) or UNCHANGED
 
 
-def edited(x: str, edits: str, separator: str) -> str:
-    """The state that `edits` make of x, for any text: a line without a mark is a fact that came, one about a fact that
-    x lacks takes nothing away."""
+def changed(x: str, changes: str, separator: str) -> str:
+    """The state that `changes` make of x, for any text.
+
+    A fact without a mark takes the place of the first of those that begin with most of its words; it came, where none
+    begins with its first. What x lacks cannot go. A fact that came right behind one that went stands in its place.
+    """
     state, place = facts_of(x, separator), None
-    for line in facts_of(edits, separator):
-        if line == UNCHANGED:
-            place = None
-        elif line.startswith(GONE):
+    for line in facts_of(changes, separator):
+        before, place = place, None
+        if line.startswith(GONE):
             fact = line.removeprefix(GONE)
-            place = state.index(fact) if fact in state else None
-            if place is not None:
+            if fact in state:
+                place = state.index(fact)
                 del state[place]
-        else:
-            state.insert(len(state) if place is None else place, line.removeprefix(CAME))
-            place = None
+        elif line.startswith(CAME):
+            state.insert(len(state) if before is None else before, line.removeprefix(CAME))
+        elif line != UNCHANGED:
+            _put(state, line)
     return separator.join(state)
 
 
-def _without(facts: list[str], others: Iterable[str]) -> list[str]:
+def _put(state: list[str], fact: str) -> None:
+    if (place := _place(state, fact)) is None:
+        state.append(fact)
+    else:
+        state[place] = fact
+
+
+def _place(state: list[str], fact: str) -> int | None:
+    """Of the first of those that begin with most of the fact's words; None where none begins with its first."""
+    likeness = [_common_start(other, fact) for other in state]
+    return likeness.index(max(likeness)) if any(likeness) else None
+
+
+def _without(facts: list[str], others: list[str]) -> list[str]:
     """Those that `others` have not, or not as often, in order."""
     left, missing = Counter(others), []
     for fact in facts:

@@ -12,14 +12,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..config import DataConfig, NextState, Tokens
 from ..roles import FWM, ROLES, Role
 from .draw import uniform
-from .facts import difference, edit, edited, same_state
+from .facts import changed, difference, same_state
 from .images.characters import FORGED, RUNS, image_codes, image_text
 from .images.tokenizer import ImageTokenizer
 from .images.vocabulary import FILE, ImageTokens
 from .transition import Transition
 
 # What each template field shows of the transition.
-FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}, "edit": {"x", "y"}, "history": set()}
+FIELDS = {"x": {"x"}, "y": {"y"}, "z": {"z"}, "diff": {"x", "y"}, "was": {"x", "y"}, "history": set()}
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -53,7 +53,7 @@ class Prompter:
         self._tokenizer = tokenizer
         self._seed = seed
         self._separator = data.fact_separator
-        self._edits = data.next_state is NextState.edit
+        self._changes = data.next_state is NextState.changes
         self._roles = {name: getattr(data, name) for name in ROLES}
         for name, role in ROLES.items():
             _check_templates(role, list(self._roles[name].templates))
@@ -79,8 +79,8 @@ class Prompter:
         template = templates[int(uniform(self._seed, role.name, transition.id) * len(templates))]
         given = role.counterpart
         shown = {"x": transition.x, given.completes: given.target(transition)}
-        if "{edit}" in template:
-            shown["edit"] = edit(transition.x, transition.y, self._separator, self.image_columns)
+        if "{was}" in template:
+            shown["was"] = difference(transition.y, transition.x, self._separator, self.image_columns)
         if "{diff}" in template:
             shown["diff"] = difference(transition.x, transition.y, self._separator, self.image_columns)
         if "{history}" in template:
@@ -115,8 +115,8 @@ class Prompter:
         action.
         """
         text = role.target(transition)
-        if role is FWM and self._edits:
-            text = edit(transition.x, text, self._separator)
+        if role is FWM and self._changes:
+            text = difference(transition.x, text, self._separator)
         tokens = self._encode(text, transition.id)
         if (image_codes(text) is not None) != self._completes_image(role):
             wanted = "an image" if self._completes_image(role) else "text"
@@ -136,10 +136,10 @@ class Prompter:
         return [*tokens, self.end]
 
     def completion(self, role: Role, transition: Transition, tokens: list[int]) -> str:
-        """What the role's completion stands for: an action, or the next state, whole also where the FWM writes its
-        edits of x."""
+        """What the role's completion stands for: an action, or the next state, whole also where the FWM writes what
+        changes."""
         text = self.decode(tokens)
-        return edited(transition.x, text, self._separator) if role is FWM and self._edits else text
+        return changed(transition.x, text, self._separator) if role is FWM and self._changes else text
 
     def completions(self, role: Role, transitions: list[Transition], tokens: list[list[int]]) -> list[str]:
         """`completion` of each, as many of each transition."""
@@ -212,8 +212,8 @@ class Prompter:
         data, images = self._roles[name], self._images
         if data.tokens is not Tokens.image:
             return
-        if name == FWM.name and self._edits:
-            raise ValueError("data.next_state=edit: an image is written whole: give data.next_state=whole")
+        if name == FWM.name and self._changes:
+            raise ValueError("data.next_state=changes: an image is written whole: give data.next_state=whole")
         if images is None:
             raise ValueError(
                 f"data.{name}.tokens=image: data.tokenizer={tokenizer} has no {FILE}: import the model with "
