@@ -3,6 +3,7 @@
 #   tests/slurm.sh start FOLDER        everything it writes lies there; export SLURM_CONF=FOLDER/slurm.conf
 #   tests/slurm.sh stop FOLDER
 #   tests/slurm.sh node FOLDER n2      starts one slurmd again
+# A node is lost after 40 s without a word (SlurmdTimeout): a busy machine's is silent for some of that.
 # A requeued job waits here for 15 s (cred_expire), not for Slurm's two minutes: sooner, a slurmd would still refuse it.
 # Needs Debian's packages slurm-wlm and munge, and root, since slurmd starts tasks as the user who submitted them.
 set -euo pipefail
@@ -22,7 +23,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 ReturnToService=2
-SlurmdTimeout=15
+SlurmdTimeout=40
 SlurmctldPidFile=$folder/slurmctld.pid
 SlurmdPidFile=$folder/%n.pid
 SlurmdSpoolDir=$folder/spool-%n

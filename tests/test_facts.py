@@ -23,6 +23,39 @@ def test_a_difference_gives_back_the_facts_for_all_small_states():
         assert difference(x, made, SEPARATOR) == told or equal, (x, y)
 
 
+BY_HAND = [
+    ("a ; b ; c", "a ; b ; c", "="),
+    ("a ; b ; c", "c ; a ; b", "="),
+    ("a ; b 1 ; c", "a ; b 2 ; c", "b 2"),
+    ("a ; b ; c", "a ; d ; c", "- b ; + d"),
+    ("a 1 ; b ; c 1", "a 2 ; b ; c 2", "a 2 ; c 2"),
+    ("a ; b", "c ; a ; b", "+ c"),
+    ("a ; b ; c", "a ; c", "- b"),
+    ("a ; b 1 ; c", "a ; b 2 ; e ; b 3 ; c", "b 2 ; + e ; + b 3"),
+    ("a ; a", "a", "- a"),
+    ("a ; b", "", "- a ; - b"),
+    ("", "a", "+ a"),
+    ("", "", "="),
+    (" a ;  b ;", "a ; b", "="),
+    ("a ; + b", "a ; + c", "- + b ; + + c"),
+]
+OTHERS = [
+    (". ", "a. at 3.5. b.", "a. at 3.6. b.", "at 3.6"),
+    ("\n", "a\nb 1\n", "a\nb 2", "b 2"),
+    (",", "a, b", "b,a", "="),
+]
+
+
+@pytest.mark.parametrize("x, y, changes", BY_HAND)
+def test_differences_by_hand(x, y, changes):
+    assert difference(x, y, " ; ") == changes
+
+
+@pytest.mark.parametrize("separator, x, y, changes", OTHERS)
+def test_separators_of_other_worlds(separator, x, y, changes):
+    assert difference(x, y, separator) == changes
+
+
 def test_a_fact_takes_the_place_of_the_one_that_begins_most_like_it():
     x, y = "door red e1 shut\nkey red c2\nagent c1", "door blue e1 shut\ndoor red e1 open\nagent d1\nwall e2"
     told = difference(x, y, SEPARATOR)
@@ -68,3 +101,11 @@ def test_noise_is_read_as_a_state_and_told_again():
 
 def test_a_state_ending_in_its_separator_has_no_empty_fact():
     assert facts_of("a. b.", ". ") == ["a", "b"] and same_state("a. b.", "b. a", ". ")
+
+
+def test_differences_are_defined_for_any_text():
+    rng = Random(0)
+    for _ in range(2000):
+        x, y = ("".join(rng.choices("ab ;=+-{}\n\t.é", k=rng.randrange(30))) for _ in range(2))
+        assert difference(x, y, " ; ").strip() and difference(x, x, " ; ") == "="
+        assert same_state(changed(x, difference(x, y, " ; "), " ; "), y, " ; ")
