@@ -17,7 +17,7 @@ from swirl_nemo.settings import compose
 from swirl_nemo.worlds import Step
 from swirl_nemo.worlds.minigrid import MOVES, TASKS, MiniGrid, load, parse_state
 
-START = "agent b3 south b4\ndoor yellow d3 locked\nkey yellow b4\ngoal g6\ncorner h7\nwall d12456"
+START = "agent b3\nfacing south\nahead b4\ndoor yellow d3 locked\nkey yellow b4\ngoal g6\ncorner h7\nwall d12456"
 SMALL = {"labelled": 40, "unlabelled": 160, "validation": 20, "test": 40, "test_combinations": 5, "test_tasks": 20}
 LAYOUTS = ["Fetch-6x6-N2", "DoorKey-5x5", "KeyCorridorS3R1", "RedBlueDoors-6x6", "GoToObject-6x6-N2"]
 
@@ -52,31 +52,45 @@ def wander(world: MiniGrid, task: str, seed: int, steps: int):
 @pytest.mark.parametrize(
     ("x", "action", "y"),
     [
-        (START, "right", START.replace("south b4", "west a3")),
-        (START, "left left", START.replace("south b4", "north b2")),
+        (START, "right", START.replace("south\nahead b4", "west\nahead a3")),
+        (START, "left left", START.replace("south\nahead b4", "north\nahead b2")),
         (START, "pickup", START.replace("yellow b4", "yellow held")),
-        (START, "left forward left", START.replace("b3 south b4", "c3 north c2")),
-        (START, "pickup forward", START.replace("b3 south b4", "b4 south b5").replace("yellow b4", "yellow held")),
-        (START, "pickup left drop", START.replace("south b4", "east c3").replace("yellow b4", "yellow c3")),
+        (START, "left forward left", START.replace("b3\nfacing south\nahead b4", "c3\nfacing north\nahead c2")),
         (
-            START.replace("b3 south b4", "c3 east d3").replace("yellow b4", "yellow held"),
+            START,
+            "pickup forward",
+            START.replace("b3\nfacing south\nahead b4", "b4\nfacing south\nahead b5").replace(
+                "yellow b4", "yellow held"
+            ),
+        ),
+        (
+            START,
+            "pickup left drop",
+            START.replace("south\nahead b4", "east\nahead c3").replace("yellow b4", "yellow c3"),
+        ),
+        (
+            START.replace("b3\nfacing south\nahead b4", "c3\nfacing east\nahead d3").replace(
+                "yellow b4", "yellow held"
+            ),
             "toggle forward forward",
-            START.replace("b3 south b4", "e3 east f3").replace("yellow b4", "yellow held").replace("locked", "open"),
+            START.replace("b3\nfacing south\nahead b4", "e3\nfacing east\nahead f3")
+            .replace("yellow b4", "yellow held")
+            .replace("locked", "open"),
         ),
         (
-            START.replace("b3 south b4", "c3 east d3").replace("locked", "open"),
+            START.replace("b3\nfacing south\nahead b4", "c3\nfacing east\nahead d3").replace("locked", "open"),
             "toggle",
-            START.replace("b3 south b4", "c3 east d3").replace("locked", "shut"),
+            START.replace("b3\nfacing south\nahead b4", "c3\nfacing east\nahead d3").replace("locked", "shut"),
         ),
         (
-            "agent b1 east c1\nbox red c1\ncorner e4",
+            "agent b1\nfacing east\nahead c1\nbox red c1\ncorner e4",
             "toggle forward",
-            "agent c1 east d1\nbox red gone\ncorner e4",
+            "agent c1\nfacing east\nahead d1\nbox red gone\ncorner e4",
         ),
         (
-            "agent b1 east c1\nball red c1\nball red held\ncorner e4",
+            "agent b1\nfacing east\nahead c1\nball red c1\nball red held\ncorner e4",
             "right drop left",
-            "agent b1 east c1\nball red c1\nball red b2\ncorner e4",
+            "agent b1\nfacing east\nahead c1\nball red c1\nball red b2\ncorner e4",
         ),
     ],
 )
@@ -90,11 +104,11 @@ def test_moves_do_what_minigrid_says(world, x, action, y):
     ("change", "action"),
     [
         (("", ""), "forward"),  # the key is in the way
-        (("south b4", "west a3"), "forward"),  # the wall is
-        (("south b4", "west a3"), "pickup"),
-        (("south b4", "east c3"), "toggle"),
-        (("b3 south b4", "c3 east d3"), "toggle"),  # locked, and no key
-        (("b3 south b4", "c3 east d3"), "forward"),
+        (("south\nahead b4", "west\nahead a3"), "forward"),  # the wall is
+        (("south\nahead b4", "west\nahead a3"), "pickup"),
+        (("south\nahead b4", "east\nahead c3"), "toggle"),
+        (("b3\nfacing south\nahead b4", "c3\nfacing east\nahead d3"), "toggle"),  # locked, and no key
+        (("b3\nfacing south\nahead b4", "c3\nfacing east\nahead d3"), "forward"),
         (("yellow b4", "blue held"), "pickup"),  # one hand
         (("", ""), "drop"),
         (("yellow b4", "yellow held"), "toggle"),
@@ -121,16 +135,16 @@ def test_what_changes_nothing_or_ends_in_lava_is_refused(world, change, action):
     "broken",
     [
         "",
-        "agent b3 south b4",
+        "agent b3\nfacing south\nahead b4",
         START + "\n",
         START + "\ncorner h7",
-        START.replace("b3 south b4", "b3 down b4"),
-        START.replace("b3 south b4", "b3 south"),
-        START.replace("b3 south b4", "b3 south c3"),  # not the cell before it
-        START.replace("b3 south b4", "d2 south d3"),  # in a wall
-        START.replace("b3 south b4", "d3 south d4"),  # in a locked door
-        START.replace("b3 south b4", "b4 south b5"),  # on a key
-        START.replace("b3 south b4", "i3 south i4"),
+        START.replace("b3\nfacing south\nahead b4", "b3\nfacing down\nahead b4"),
+        START.replace("b3\nfacing south\nahead b4", "b3\nfacing south"),
+        START.replace("b3\nfacing south\nahead b4", "b3\nfacing south\nahead c3"),  # not the cell before it
+        START.replace("b3\nfacing south\nahead b4", "d2\nfacing south\nahead d3"),  # in a wall
+        START.replace("b3\nfacing south\nahead b4", "d3\nfacing south\nahead d4"),  # in a locked door
+        START.replace("b3\nfacing south\nahead b4", "b4\nfacing south\nahead b5"),  # on a key
+        START.replace("b3\nfacing south\nahead b4", "i3\nfacing south\nahead i4"),
         START.replace("yellow b4", "yellow b8"),
         START.replace("yellow b4", "pink b4"),
         START.replace("yellow b4", "yellow d3"),  # where the door is
@@ -141,11 +155,11 @@ def test_what_changes_nothing_or_ends_in_lava_is_refused(world, change, action):
         START.replace("goal g6\ncorner h7", "corner h7\ngoal g6"),
         START.replace("key yellow b4", "key yellow held\nball red held"),
         START.replace("corner h7", "corner b1"),
-        "agent b1 east c1\ncorner e4\nlava b1",
+        "agent b1\nfacing east\nahead c1\ncorner e4\nlava b1",
     ],
 )
 def test_malformed_states_have_no_action_between_them(world, broken):
-    after = START.replace("south b4", "west a3")
+    after = START.replace("south\nahead b4", "west\nahead a3")
     detours = {"left left left", "left right right", "right left right", "right right left", "pickup drop right"}
     found = world.actions_between(START, after)
     assert found[0] == "right" and set(found) == {"right", *detours} and len(found) == 6
@@ -242,13 +256,13 @@ def test_combinations_are_verbs_with_what_they_were_done_to(world):
     def named(old: str, new: str) -> set[str]:
         return world.combinations_in(Step(START, "", START.replace(old, new)))
 
-    assert named("south b4", "west a3") == set()
+    assert named("south\nahead b4", "west\nahead a3") == set()
     assert named("yellow b4", "yellow held") == {"pickup key yellow"}
     assert named("yellow b4", "yellow c3") == {"pickup key yellow", "drop key yellow"}
     assert named("locked", "open") == {"toggle door yellow"}
     held = START.replace("yellow b4", "yellow held")
     assert world.combinations_in(Step(held, "", START)) == {"drop key yellow"}
-    box = "agent b1 east c1\nbox red c1\ncorner e4"
+    box = "agent b1\nfacing east\nahead c1\nbox red c1\ncorner e4"
     assert world.combinations_in(Step(box, "", box.replace("c1", "gone"))) == {"toggle box red"}
     assert len(set(world.combinations)) == len(world.combinations) == 48
 

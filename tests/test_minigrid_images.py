@@ -43,7 +43,7 @@ def test_a_picture_is_minigrid_s_own(world):
 
 
 def test_what_is_held_is_seen_below_the_grid(world):
-    text = "agent b3 south b4\nkey yellow b2\ngoal d4\ncorner e5"
+    text = "agent b3\nfacing south\nahead b4\nkey yellow b2\ngoal d4\ncorner e5"
     held = text.replace("yellow b2", "yellow held")
     there, carried = world.picture(text), world.picture(held)
     assert not there[64:].any() and (carried[64:, :8] == there[16:24, 8:16]).mean() > 0.7, "but for the cell's edges"

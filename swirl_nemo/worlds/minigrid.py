@@ -2,10 +2,12 @@
 grid that turns and walks, carries balls, boxes and keys, and opens doors.
 
 A state is the whole grid, a fact a line. A cell is a letter for its column and a digit for its row, from a0 at the top
-left; the agent's fact ends with the cell before it. What an action can change comes first, then what stays: goals, the
+left; `ahead` is the cell before the agent. What an action can change comes first, then what stays: goals, the
 far corner of the outer wall, and the rows of inner wall or lava in a column that has some:
 
-    agent b3 east c3
+    agent b3
+    facing east
+    ahead c3
     door yellow d3 locked
     key yellow held
     goal g6
@@ -42,10 +44,11 @@ COLUMNS = "abcdefghijklmnop"
 COLOURS = ("blue", "green", "grey", "purple", "red", "yellow")
 PORTABLE = ("ball", "box", "key")
 THINGS = ("door", *PORTABLE)
+OWN = ("agent", "facing", "ahead")  # facts of the agent
 STAYS = ("goal", "wall", "lava")
 COLOUR, CELL = f"(?:{'|'.join(COLOURS)})", f"[{COLUMNS}][0-9]"
 FACT = re.compile(
-    rf"agent {CELL} (?:{'|'.join(FACINGS)}) {CELL}|door {COLOUR} {CELL} (?:open|shut|locked)"
+    rf"(?:agent|ahead) {CELL}|facing (?:{'|'.join(FACINGS)})|door {COLOUR} {CELL} (?:open|shut|locked)"
     rf"|(?:{'|'.join(PORTABLE)}) {COLOUR} (?:{CELL}|held|gone)|(?:goal|corner) {CELL}|(?:wall|lava) [{COLUMNS}][0-9]+"
 )
 # "MiniGrid-{task}-v0": up to ten rows, nothing that moves by itself, no box with a thing in it, and doors inside alone.
@@ -149,7 +152,7 @@ def _frame(grid: "Grid") -> tuple[str, ...]:
 def render(state: State) -> str:
     x, y = state.agent
     right, down = STEPS[state.facing]
-    facts = [f"agent {_cell(x, y)} {FACINGS[state.facing]} {_cell(x + right, y + down)}"]
+    facts = [f"agent {_cell(x, y)}", f"facing {FACINGS[state.facing]}", f"ahead {_cell(x + right, y + down)}"]
     facts += [f"{it.type} {it.color} {value}" for it, value in zip(state.room.things, state.values, strict=True)]
     return SEPARATOR.join([*facts, *state.room.frame])
 
@@ -158,10 +161,10 @@ def parse_state(text: str) -> State | None:
     """The state that `text` renders, in a room built anew, or None if it renders none."""
     lines = text.split(SEPARATOR)
     facts = [line.split(" ") for line in lines]
-    once = [fact for fact in facts if fact[0] in ("agent", "corner")]
-    if not all(FACT.fullmatch(line) for line in lines) or [kind for kind, *_ in once] != ["agent", "corner"]:
+    once = [fact for fact in facts if fact[0] in (*OWN, "corner")]
+    if not all(FACT.fullmatch(line) for line in lines) or [kind for kind, *_ in once] != [*OWN, "corner"]:
         return None
-    (_, spot, facing, _), (_, corner) = once
+    spot, facing, _, corner = (value for _, value in once)
     spots = re.findall(f"[{COLUMNS}][0-9]+", text)  # of wall and lava several rows at once
     if corner[0] < "c" or corner[1] < "2" or any(it[0] > corner[0] or max(it[1:]) > corner[1] for it in spots):
         return None
@@ -312,7 +315,7 @@ class MiniGrid(World[MiniGridConfig]):
         """Verbs with the things that they were done to, as their facts tell."""
         found = set()
         for old, new in zip(step.x.split(SEPARATOR), step.y.split(SEPARATOR), strict=True):
-            if old != new and not old.startswith("agent"):
+            if old != new and old.split(" ")[0] not in OWN:
                 (kind, colour, before), after = old.split(" ")[:3], new.split(" ")[2]
                 found |= {f"{verb} {kind} {colour}" for verb in _verbs(kind, before, after)}
         return found
