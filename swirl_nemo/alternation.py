@@ -219,23 +219,29 @@ class Driver:
 
     def _sft_stepper(self, stage: Stage, sft: SftConfig, source: Sequence[Transition]) -> Callable[[int], dict]:
         read, share = _reader(source, self._seed(stage, 0), sft.batch), len(stage.roles)
+        rehearsed = self._state_only_pairs(stage, 1, self.cfg.pretrain.rehearsed)
 
         def one_step(step: int) -> dict:
-            rows = read(step)[: sft.batch // share]
-            return self._sft_step(stage, sft, step, [(role, row) for row in rows for role in stage.roles])
+            pairs = [(role, row) for row in read(step)[: sft.batch // share] for role in stage.roles]
+            return self._sft_step(
+                stage, sft, step, pairs + [pair for pair in rehearsed(step) if pair[0] in stage.roles]
+            )
 
         return one_step
 
     def _pretrain_stepper(self, stage: Stage) -> Callable[[int], dict]:
-        cfg, seed = self.cfg.pretrain, self._seed(stage, 0)
-        read = _reader(self.unlabelled, seed, cfg.batch)
-        columns = self.session.prompter.image_columns
-        rows = StateOnlyRows(cfg, self.unlabelled, self.cfg.data.fact_separator, seed, columns)
+        cfg = self.cfg.pretrain
+        pairs = self._state_only_pairs(stage, 0, cfg.batch)
+        return lambda step: self._sft_step(stage, cfg, step, pairs(step))
 
-        def one_step(step: int) -> dict:
-            return self._sft_step(stage, cfg, step, rows.pairs(read(step)[: cfg.batch // len(stage.roles)], step))
-
-        return one_step
+    def _state_only_pairs(self, stage: Stage, stream: int, batch: int) -> Callable[[int], supervised.Pairs]:
+        """A step's `batch` rows of state-only transitions, half of them of each role."""
+        if batch == 0:
+            return lambda step: []
+        data, seed, columns = self.cfg.data, self._seed(stage, stream), self.session.prompter.image_columns
+        read = _reader(self.unlabelled, seed, batch)
+        rows = StateOnlyRows(self.cfg.pretrain, self.unlabelled, data.fact_separator, seed, columns)
+        return lambda step: rows.pairs(read(step)[: batch // 2], step)
 
     def _sft_step(self, stage: Stage, sft: SftConfig, step: int, pairs: supervised.Pairs) -> dict:
         lr = learning_rate(step, peak=sft.lr, warmup=sft.lr_warmup, total=stage.steps, schedule=sft.schedule)

@@ -224,6 +224,7 @@ class PretrainConfig(SftConfig):
     """State-only pairs; the action is what differs between the two states, or nothing at all."""
 
     without_action: float = MISSING  # share of the FWM's rows: they teach what can follow a state
+    rehearsed: int = MISSING  # such rows, half of each role, in each step of warm-up and of the baselines
     renamed: float = MISSING  # share of a row's words, but for those rows: each another wherever it stands
 
 
