@@ -12,6 +12,7 @@ from pathlib import Path
 from . import annotation, supervised
 from .config import Baseline, PhaseConfig, Schedule, SftConfig, SwirlConfig, Weights
 from .data.order import Order
+from .data.renaming import Renamer
 from .data.transition import Transition
 from .data.transitions import TransitionFile, with_actions
 from .evaluation import held_out, lookahead
@@ -207,7 +208,7 @@ class Driver:
         sft = self.cfg.warmup
         if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
-            sft = SftConfig(stage.steps, sft.batch, phase.lr, phase.lr_warmup, Schedule.constant)
+            sft = SftConfig(stage.steps, sft.batch, phase.lr, phase.lr_warmup, Schedule.constant, sft.renamed)
         return self._sft_stepper(stage, sft, self._sft_rows(stage))
 
     def _sft_rows(self, stage: Stage) -> Sequence[Transition]:
@@ -219,13 +220,14 @@ class Driver:
 
     def _sft_stepper(self, stage: Stage, sft: SftConfig, source: Sequence[Transition]) -> Callable[[int], dict]:
         read, share = _reader(source, self._seed(stage, 0), sft.batch), len(stage.roles)
-        rehearsed = self._state_only_pairs(stage, 1, self.cfg.pretrain.rehearsed)
+        renamed = Renamer(self.unlabelled, sft.renamed, self._seed(stage, 2))
+        # The IDM's rows would ask for the differences behind the very prompt that asks for the action
+        count = self.cfg.pretrain.rehearsed if FWM in stage.roles else 0
+        rehearsed = self._state_only_pairs(stage, 1, 2 * count)
 
         def one_step(step: int) -> dict:
-            pairs = [(role, row) for row in read(step)[: sft.batch // share] for role in stage.roles]
-            return self._sft_step(
-                stage, sft, step, pairs + [pair for pair in rehearsed(step) if pair[0] in stage.roles]
-            )
+            pairs = [(role, renamed(row, step)) for row in read(step)[: sft.batch // share] for role in stage.roles]
+            return self._sft_step(stage, sft, step, pairs + [pair for pair in rehearsed(step) if pair[0] is FWM])
 
         return one_step
 

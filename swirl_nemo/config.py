@@ -217,6 +217,7 @@ class SftConfig:
     lr: float = MISSING
     lr_warmup: int = MISSING
     schedule: Schedule = MISSING
+    renamed: float = MISSING  # share of a row's words, each another wherever it stands (data/renaming.py)
 
 
 @dataclass
@@ -224,8 +225,7 @@ class PretrainConfig(SftConfig):
     """State-only pairs; the action is what differs between the two states, or nothing at all."""
 
     without_action: float = MISSING  # share of the FWM's rows: they teach what can follow a state
-    rehearsed: int = MISSING  # such rows, half of each role, in each step of warm-up and of the baselines
-    renamed: float = MISSING  # share of a row's words, but for those rows: each another wherever it stands
+    rehearsed: int = MISSING  # the FWM's rows that each step of its warm-up and of its baselines has, too
 
 
 @dataclass

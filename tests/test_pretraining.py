@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from swirl_nemo.config import PretrainConfig
 from swirl_nemo.data.facts import difference
+from swirl_nemo.data.renaming import WORD, Renamer
 from swirl_nemo.data.transition import Transition
-from swirl_nemo.pretraining import WORD, StateOnlyRows
+from swirl_nemo.pretraining import StateOnlyRows
 from swirl_nemo.roles import FWM, IDM
 
 ROW = Transition("a", "cup shelf . lamp on . door open", None, "cup hand . lamp on . door shut", "w", "e", 0)
@@ -56,3 +57,12 @@ def test_names_are_fixed_by_seed_step_and_transition():
     assert [rows(renamed=0.5, seed=2).pairs([ROW], step) for step in range(3)] != [
         made.pairs([ROW], step) for step in range(3)
     ]
+
+
+def test_of_a_labelled_row_what_the_action_is_done_to_is_renamed_and_the_action_stays():
+    label, renamed = replace(ROW, z="move cup to hand"), Renamer([ROW, OTHER], 1.0, 1)
+    row = renamed(label, 0)
+    (_, one, _, other) = row.z.split()
+    assert row.z == f"move {one} to {other}" and {one, other} <= set(WORD.findall(OTHER.x + OTHER.y))
+    assert (row.x, row.y) == (f"{one} shelf . lamp on . door open", f"{one} {other} . lamp on . door shut")
+    assert Renamer([ROW, OTHER], 0.0, 1)(label, 0) == label
