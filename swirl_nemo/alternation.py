@@ -259,10 +259,12 @@ class Driver:
         # Phase I's M-step is on the transitions that it rolls out from
         mstep = _reader(annotated, self._seed(stage, 0 if role is FWM else 5), phase.prompts if phase.mstep else 0)
         replay = _reader(self.labelled, self._seed(stage, 1), phase.replay_batch if phase.replay else 0)
+        renamed = Renamer(self.unlabelled, self.cfg.warmup.renamed, self._seed(stage, 6))
 
         def one_step(step: int) -> dict:
             lr = learning_rate(step, peak=phase.lr, warmup=phase.lr_warmup, total=stage.steps, schedule=phase.schedule)
-            read = Step(prompts(step), mstep(step), replay(step), lr, seed=(self._seed(stage, 2), step))
+            replayed = [renamed(row, step) for row in replay(step)]
+            read = Step(prompts(step), mstep(step), replayed, lr, seed=(self._seed(stage, 2), step))
             metrics = grpo_step(self.session, role, read)
             return {"phase": role.name, **metrics, "optimizer_steps": phase.optimizer_steps}
 
