@@ -1,10 +1,12 @@
 """What each baseline trains on. That they start from the warm-up and take as many steps is in test_loop.py."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
+from swirl_nemo import alternation
 from swirl_nemo.alternation import Driver, Stage, stages
 from swirl_nemo.annotation import Annotated
 from swirl_nemo.config import Baseline
@@ -53,3 +55,29 @@ def test_stages_of_baselines_come_last_with_the_steps_of_the_phases():
     expected = [*trained[:2], ("merged", None, 0), *trained[2:]]
     assert [(s.kind, None if len(s.roles) == 2 else s.roles[0], s.steps) for s in plan] == expected
     assert stages(cfg)[-len(plan) :] == plan
+
+
+def pairs_of(driver, monkeypatch, kind: str, role) -> list:
+    """What one step of a supervised stage trains on."""
+    seen = []
+    monkeypatch.setattr(alternation.supervised, "step", lambda session, pairs, *rest: seen.extend(pairs) or {})
+    driver.cfg = compose(["pretrain.rehearsed=3", "warmup.batch=4", "warmup.renamed=1.0", "pretrain.steps=9"])
+    driver.session = SimpleNamespace(prompter=SimpleNamespace(image_columns=None))
+    driver.plan = [Stage(kind, (role,), 0, 5)]
+    driver._stepper(driver.plan[0])(0)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["warmup", "continued_sft"])
+def test_supervised_steps_of_the_fwm_rehearse_pre_training_and_those_of_the_idm_do_not(driver, monkeypatch, kind):
+    driver.labelled = [replace(row("l1", "label l1"), x="l1 open", y="l1 shut")]
+    driver.unlabelled = [
+        replace(row(name, "untold"), x=f"{name} open", y=f"{name} shut") for name in ("u1", "u2", "u3")
+    ]
+    fwm = pairs_of(driver, monkeypatch, kind, FWM)
+    assert [role for role, _ in fwm] == [FWM] * 7
+    assert sorted(r.z for _, r in fwm[4:]) == ["u1 shut", "u2 shut", "u3 shut"], "differences, no label"
+    idm = pairs_of(driver, monkeypatch, kind, IDM)
+    assert [role for role, _ in idm] == [IDM] * 4 and [r for _, r in idm] == [r for _, r in fwm[:4]]
+    (name,) = {r.z.removeprefix("label ") for _, r in idm}
+    assert name != "l1" and {(r.x, r.y) for _, r in idm} == {(f"{name} open", f"{name} shut")}
