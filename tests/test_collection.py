@@ -18,6 +18,7 @@ import trial_world
 from trial_world import SPLITS, Trial, configure
 
 from swirl_nemo.collection import collect
+from swirl_nemo.collection.splits import in_turn
 from swirl_nemo.collection.workers import HOPELESS, TRIES
 
 FILES = [f"{split}.jsonl" for split, wanted in SPLITS.items() if wanted]
@@ -221,3 +222,9 @@ def test_the_world_of_the_docs_is_one_file_and_one_configuration(tmp_path):
             i for i, (old, new) in enumerate(zip(row["x"].split("\n"), row["y"].split("\n"), strict=True)) if old != new
         ]
         assert changed == [lamp for lamp in range(6) if abs(lamp - pressed) <= 1]
+
+
+def test_labels_in_turn_have_as_many_of_each_verb_as_may_be():
+    rows = [{"z": z} for z in ("go a", "go b", "take c", "go d", "take e", "drop f", "go g")]
+    assert [row["z"] for row in in_turn(rows)] == ["go a", "take c", "drop f", "go b", "take e", "go d", "go g"]
+    assert in_turn([]) == []

@@ -2,16 +2,18 @@
 
 Held-out splits are filled first, so that asking for more training rows leaves them as they are. No episode and no
 transition stands in two splits, with `unseen_states` no state either. Rows of a split are shuffled, so that the first N
-are a fair sample of it.
+are a fair sample of it; with `labels_in_turn` the first N labels have as many of each verb as may be.
 """
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache
 from itertools import takewhile
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 
@@ -106,6 +108,8 @@ class _Filler:
                 found = self._take(split, wanted, streams.get(split, others))
                 Random(f"{self._cfg.seed}/{split}").shuffle(found)
                 rows[split] = found[:wanted]
+        if self._cfg.world.labels_in_turn:
+            rows["labelled"] = in_turn(rows.get("labelled", []))
         return rows
 
     def _take(self, split: str, wanted: int, stream: Iterator[tuple[Job, list[Step]]]) -> list[dict]:
@@ -148,6 +152,18 @@ class _Filler:
         states = (step.x, step.y)
         owned = states if self._cfg.world.unseen_states else (states,)
         return all(self._owner.setdefault(item, split) == split for item in owned)
+
+
+def in_turn(rows: list[dict]) -> list[dict]:
+    """Verbs by turns: no action's first word comes again before each that is left has come as often. So the first N
+    labels are what somebody would write down who wants a few of each."""
+    came: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        verb = row["z"].split()[0]
+        turns.append(came[verb])
+        came[verb] += 1
+    return [row for _, row in sorted(zip(turns, rows, strict=True), key=itemgetter(0))]
 
 
 def _write_splits(out: Path, rows: Rows, test_episodes: list[dict], shown: Callable[[dict], dict]) -> None:
