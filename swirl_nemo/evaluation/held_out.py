@@ -27,8 +27,9 @@ class Prediction:
 def evaluate(session: Session, path: str) -> tuple[dict[str, float], list[dict]]:
     """Figures {"fwm/exact_match", ..., "cycle_consistency"} over the file, and rows for samples.jsonl.
 
-    The IDM is right with any action that leads from x to y, where the world can compute those; the cycle is consistent
-    where the IDM, shown the FWM's prediction, names an action that leads to the true y.
+    The FWM is right with a state of the same facts, in whatever order; the IDM with any action that leads from x to y,
+    where the world can compute those; the cycle is consistent where the IDM, shown the FWM's prediction, names an
+    action that leads to the true y.
     """
     size, limit = session.cfg.eval.batch, session.cfg.eval.transitions or None
     rows = list(TransitionFile(path, limit, session.cfg.data.history))
