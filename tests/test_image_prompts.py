@@ -14,7 +14,7 @@ from swirl_nemo.annotation import Annotated
 from swirl_nemo.annotation import read as read_annotations
 from swirl_nemo.annotation import write as write_annotations
 from swirl_nemo.collection.tokenizers import bpe_tokenizer, word_tokenizer
-from swirl_nemo.config import DataConfig, PretrainConfig, RoleDataConfig, Tokens
+from swirl_nemo.config import DataConfig, NextState, PretrainConfig, RoleDataConfig, Tokens
 from swirl_nemo.data.images.characters import code_text, image_codes, image_difference, image_text, readable
 from swirl_nemo.data.images.vocabulary import ImageTokens
 from swirl_nemo.data.prompts import Prompter, load_tokenizer
@@ -240,3 +240,8 @@ def test_code_accuracy_and_exact_frames():
 def test_people_read_codes():
     assert readable(f"a {image_text([3, 17])} b {code_text(4)}") == "a [image 3 17] b [4]"
     assert readable(f"next {image_text([3])[0]}") == "next [image"
+
+
+def test_an_image_is_written_whole(folder):
+    with pytest.raises(ValueError, match=r"^data\.next_state=changes: an image is written whole: give"):
+        Prompter(load_tokenizer(folder), replace(settings(folder), next_state=NextState.changes), seed=0)

@@ -78,3 +78,13 @@ def test_the_fwms_action_may_lack_words_in_any_number_and_the_idm_says_all():
         lengths.append(len(fwm.z.split()))
     assert set(lengths) == set(range(6)) and 2 < sum(lengths) / 200 < 3
     assert all(len(fwm.z.split()) >= 2 for step in range(50) for (_, fwm), _ in [rows(dropped=0.1).pairs([ROW], step)])
+
+
+def test_what_an_action_lacks_grows_with_pre_training():
+    made, start, end = rows(dropped=1.0), [], []
+    for step in range(100):
+        for lengths, progress in ((start, 0.1), (end, 1.0)):
+            (_, fwm), _ = made.pairs([ROW], step, progress)
+            lengths.append(len(fwm.z.split()))
+    assert made.pairs([ROW], 3, 0.0) == rows().pairs([ROW], 3)
+    assert sum(end) / 100 < 3 < 4 < sum(start) / 100 < 5
