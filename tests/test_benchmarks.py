@@ -17,6 +17,7 @@ from test_report import CONFIG, ENV, SUMMARY
 from workers import setting
 
 from swirl_nemo.cli import main
+from swirl_nemo.config import NextState
 from swirl_nemo.evaluation import benchmarks
 from swirl_nemo.evaluation.suites import find
 from swirl_nemo.evaluation.suites.base import Fault, Item, Step
@@ -377,9 +378,11 @@ def test_weights_and_prompts_decide_the_key(tmp_path):
     keys.append(benchmarks._key(cfg, Path("swirl")))
     cfg.data.fwm.templates = ["{x} {z} other"]
     keys.append(benchmarks._key(cfg, Path("swirl")))
+    cfg.data.next_state = NextState.changes
+    keys.append(benchmarks._key(cfg, Path("swirl")))
     manifest.write_text("two")
     keys.append(benchmarks._key(cfg, Path("swirl")))
-    assert len(set(keys)) == 4
+    assert len(set(keys)) == 5
 
 
 # with a model

@@ -228,7 +228,8 @@ def _key(cfg: SwirlConfig, folder: Path) -> str:
         return digest([own])
     fwm = cfg.data.fwm
     prompts = [list(fwm.templates), fwm.min_length, fwm.max_length, cfg.model.max_length]
-    prompts += [cfg.data.tokenizer, cfg.data.image_tokenizer, cfg.data.fact_separator, cfg.data.history]
+    data = cfg.data
+    prompts += [data.tokenizer, data.image_tokenizer, data.fact_separator, data.next_state.name, data.history]
     manifest = Path(cfg.run.root, cfg.run.name, "checkpoints", folder.name, "manifest.json")
     weights = manifest.read_text() if folder.name != CHECKPOINT and manifest.is_file() else str(cfg.model.fwm)
     return digest([own, prompts, cfg.run.seed, weights])
