@@ -233,18 +233,17 @@ class Driver:
 
     def _pretrain_stepper(self, stage: Stage) -> Callable[[int], dict]:
         cfg = self.cfg.pretrain
-        pairs = self._state_only_pairs(stage, 0, cfg.batch, growing=True)
+        pairs = self._state_only_pairs(stage, 0, cfg.batch)
         return lambda step: self._sft_step(stage, cfg, step, pairs(step))
 
-    def _state_only_pairs(self, stage: Stage, stream: int, batch: int, growing: bool = False):
-        """A step's `batch` rows of state-only transitions, half of them of each role; `growing`: what their actions
-        lack grows from nothing over the stage."""
+    def _state_only_pairs(self, stage: Stage, stream: int, batch: int) -> Callable[[int], supervised.Pairs]:
+        """A step's `batch` rows of state-only transitions, half of them of each role."""
         if batch == 0:
             return lambda step: []
         data, seed, columns = self.cfg.data, self._seed(stage, stream), self.session.prompter.image_columns
         read = _reader(self.unlabelled, seed, batch)
         rows = StateOnlyRows(self.cfg.pretrain, self.unlabelled, data.fact_separator, seed, columns)
-        return lambda step: rows.pairs(read(step)[: batch // 2], step, step / stage.steps if growing else 1.0)
+        return lambda step: rows.pairs(read(step)[: batch // 2], step)
 
     def _sft_step(self, stage: Stage, sft: SftConfig, step: int, pairs: supervised.Pairs) -> dict:
         lr = learning_rate(step, peak=sft.lr, warmup=sft.lr_warmup, total=stage.steps, schedule=sft.schedule)

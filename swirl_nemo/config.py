@@ -225,7 +225,6 @@ class PretrainConfig(SftConfig):
     """State-only pairs; the action is what differs between the two states, or nothing at all."""
 
     without_action: float = MISSING  # share of the FWM's rows: they teach what can follow a state
-    dropped: float = MISSING  # most of the words that the others' actions may lack: the FWM reads them off the state
     rehearsed: int = MISSING  # the FWM's rows that each step of its warm-up and of its baselines has, too
 
 

@@ -119,7 +119,7 @@ def test_a_model_cannot_make_up_a_code_in_text(tmp_path):
 def test_differences_stand_in_an_action_s_place(folder):
     """Pre-training: the IDM copies codes out, the FWM carries them out."""
     prompter = prompter_of(folder)
-    cfg = PretrainConfig(without_action=0.0, renamed=0.5, dropped=0.0)
+    cfg = PretrainConfig(without_action=0.0, renamed=0.5)
     (_, row), (_, same) = StateOnlyRows(cfg, [STEP], " ; ", 1, prompter.image_columns).pairs([STEP], 0)
     assert row == same and (row.x, row.y) == (STEP.x, STEP.y), "an image has no words to rename"
     changes = [FIRST + code for code in (9, 2, 5, 7)]
