@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from swirl_nemo.data.facts import changed, difference, facts_of, same_state
+from swirl_nemo.data.facts import brief_difference, changed, difference, facts_of, same_state
 
 SEPARATOR = "\n"
 
@@ -108,3 +108,12 @@ def test_differences_are_defined_for_any_text():
     for _ in range(2000):
         x, y = ("".join(rng.choices("ab ;=+-{}\n\t.é", k=rng.randrange(30))) for _ in range(2))
         assert difference(x, y, " ; ").strip() and difference(x, x, " ; ") == "="
+
+
+def test_a_brief_difference_is_the_same_where_facts_begin_alike_and_short_where_a_state_is_made_up():
+    x = "lamp off ; cup here ; door shut"
+    assert brief_difference(x, "lamp on ; cup here ; door open", " ; ") == "lamp on ; door open"
+    assert difference(x, "p ; q", " ; ") == "- lamp off ; - cup here ; - door shut ; + p ; + q"
+    assert brief_difference(x, "p ; q", " ; ") == "p ; q ; - door shut"
+    assert brief_difference(x, x, " ; ") == "="
+    assert brief_difference(" ; ".join(["c"] + ["a"] * 249), " ; ".join(["b"] + ["a"] * 249), " ; ") == "b"

@@ -1,6 +1,7 @@
 """States as facts: what differs between two of them, and the state that such a difference makes."""
 
 from collections import Counter
+from difflib import SequenceMatcher
 
 from .images.characters import image_difference
 
@@ -44,6 +45,23 @@ def difference(x: str, y: str, separator: str, image_columns: int | None = None)
         changes += [new] if told else [GONE + fact, CAME + new]
         state[state.index(fact)] = new
     return separator.join([*changes, *(CAME + fact for fact in came)]) or UNCHANGED
+
+
+def brief_difference(x: str, y: str, separator: str, image_columns: int | None = None) -> str:
+    """As `difference`, but where none of the facts in one place begins like another, those of y take the place of those
+    of x, which are not named: shorter for a state that a model wrote whole and made up. x and it do not always tell y.
+    """
+    if (codes := image_difference(x, y, image_columns)) is not None:
+        return codes
+    before, after = facts_of(x, separator), facts_of(y, separator)
+    changes: list[str] = []
+    for kind, i, i_end, j, j_end in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind != "equal":
+            replaced = min(i_end - i, j_end - j)
+            changes += after[j : j + replaced]
+            changes += [CAME + fact for fact in after[j + replaced : j_end]]
+            changes += [GONE + fact for fact in before[i + replaced : i_end]]
+    return separator.join(changes) or UNCHANGED
 
 
 def changed(x: str, changes: str, separator: str) -> str:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..config import DataConfig, NextState, Tokens
 from ..roles import FWM, ROLES, Role
 from .draw import uniform
-from .facts import changed, difference, same_state
+from .facts import brief_difference, changed, difference, same_state
 from .images.characters import FORGED, RUNS, image_codes, image_text
 from .images.tokenizer import ImageTokenizer
 from .images.vocabulary import FILE, ImageTokens
@@ -54,6 +54,7 @@ class Prompter:
         self._seed = seed
         self._separator = data.fact_separator
         self._changes = data.next_state is NextState.changes
+        self._difference = difference if self._changes else brief_difference
         self._roles = {name: getattr(data, name) for name in ROLES}
         for name, role in ROLES.items():
             _check_templates(role, list(self._roles[name].templates))
@@ -80,9 +81,9 @@ class Prompter:
         given = role.counterpart
         shown = {"x": transition.x, given.completes: given.target(transition)}
         if "{was}" in template:
-            shown["was"] = difference(transition.y, transition.x, self._separator, self.image_columns)
+            shown["was"] = self._difference(transition.y, transition.x, self._separator, self.image_columns)
         if "{diff}" in template:
-            shown["diff"] = difference(transition.x, transition.y, self._separator, self.image_columns)
+            shown["diff"] = self._difference(transition.x, transition.y, self._separator, self.image_columns)
         if "{history}" in template:
             shown["history"] = self._separator.join(transition.history)
         tokens = self._encode(template.format(**shown), transition.id)
