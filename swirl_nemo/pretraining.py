@@ -1,6 +1,6 @@
 """Supervised rows of state-only pairs, for models of random weights. No label is read.
 
-What differs between x and y, as {diff} has it, stands in the action's place: the IDM's task becomes to copy differences
+What differs between x and y (data/facts.py) stands in the action's place: the IDM's task becomes to copy differences
 out, the FWM's to carry them out. What is left for the labels is which words an action has for a difference.
 """
 
