@@ -6,7 +6,7 @@ optimizer are all that a checkpoint needs to go on exactly, in any layout.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from . import annotation, supervised
@@ -45,13 +45,18 @@ class Stage:
 
 @dataclass
 class State:
-    """Counters of a run. `step` counts within the stage; `optimizer_step` and `tokens` trained on over the run."""
+    """Counters of a run. `step` counts within the stage; `optimizer_step` and `tokens` trained on over the run.
+
+    `best` is of each weight set, where alternation.only_better: its highest exact match on validation, and the
+    iteration that it had it after.
+    """
 
     stage: int = 0
     step: int = 0
     optimizer_step: int = 0
     tokens: int = 0
     nonfinite: int = 0  # steps in a row, up to now, that were skipped
+    best: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 def stages(cfg: SwirlConfig) -> list[Stage]:
@@ -178,11 +183,39 @@ class Driver:
             sets.drop(REFERENCE)
         model = MODELS.get(stage.kind)
         if model and (after is None or (after.kind, after.iteration) != (stage.kind, stage.iteration)):
-            score = self._evaluate(model, stage.iteration)
+            figures = self._evaluate(model, stage.iteration)
+            if self.cfg.alternation.only_better and model in ("warmup", "swirl"):
+                self._keep_better(figures, stage.iteration)
+            score = sum(figures[f"{role}/exact_match"] for role in ROLES) / len(ROLES)
             if after is None or after.kind != stage.kind:
                 self.save(model)
         self.state.stage, self.state.step = self.state.stage + 1, 0
         self.save(score=score)
+
+    def _keep_better(self, figures: dict[str, float], iteration: int) -> None:
+        """Give a weight set whose exact match on validation is lower than it was its best weights back.
+
+        checkpoints/better holds the best of each. It may be newer than the checkpoint that a stopped run goes on from:
+        what was better then is so again.
+        """
+        from .checkpoint.run_state import load_weights
+
+        sets, best, fallen = self.session.sets, self.state.best, []
+        for name in self.session.policies:
+            played = [figures[f"{role}/exact_match"] for role in ROLES if self.session.set_of(ROLES[role]) == name]
+            now = sum(played) / len(played)
+            if name in best and now < best[name][0]:
+                fallen.append(name)
+                told = f"{now:.1%} on validation after iteration {iteration}, {{:.1%}} after {{}}".format(*best[name])
+                self.session.run.say(f"{name}: {told}: taken back")
+            else:
+                best[name] = now, iteration
+        for name in fallen:
+            sets.become(name)
+            load_weights(self.session.actor, self.session.run.folder / "checkpoints" / "better" / name)
+            sets.trained()
+        if len(fallen) < len(self.session.policies):
+            self.save("better")
 
     def _after(self) -> Stage | None:
         return self.plan[self.state.stage + 1] if self.state.stage + 1 < len(self.plan) else None
@@ -356,19 +389,20 @@ class Driver:
             "state_only": len(self.unlabelled),
             "world": self.cfg.data.world,
             "seed": self.cfg.run.seed,
+            "kept": {name: iteration for name, (_, iteration) in self.state.best.items()},
             "optimizer_steps": self.state.optimizer_step,
             "tokens": self.state.tokens,
         }
         session.run.finish(summary)
         return summary
 
-    def _evaluate(self, model: str, iteration: int) -> float:
-        """Validation figures of the current weight sets, into metrics.jsonl and samples.jsonl; mean exact match."""
+    def _evaluate(self, model: str, iteration: int) -> dict[str, float]:
+        """Validation figures of the current weight sets, into metrics.jsonl and samples.jsonl as well."""
         self.session.watch.at("evaluation")
         figures, samples = held_out.evaluate(self.session, self.cfg.data.validation)
         self.session.run.log({"eval": True, "iteration": iteration, "model": model, "split": "validation", **figures})
         self.session.run.samples(f"{model}, iteration {iteration}", samples)
-        return (figures["fwm/exact_match"] + figures["idm/exact_match"]) / 2
+        return figures
 
 
 def train(cfg: SwirlConfig) -> dict:

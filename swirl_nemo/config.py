@@ -291,6 +291,7 @@ class Baseline(Enum):
 class AlternationConfig:
     iterations: int = MISSING
     order: list[RoleName] = MISSING  # roles trained within an iteration
+    only_better: bool = MISSING  # an iteration that lowers a model's exact match on validation is taken back for it
     baselines: list[Baseline] = MISSING  # made as well, from the warmed-up models
 
 

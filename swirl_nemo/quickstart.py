@@ -27,12 +27,12 @@ def run(overrides: list[str]) -> None:
     os.execve(sys.executable, command, os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": quiet})
 
 
-def prepare(world: str, tokenizer: Path, model: Path) -> None:
-    """Data and starting model, where they are not there yet."""
+def prepare(world: str, tokenizer: Path, model: Path, *collecting: str) -> None:
+    """Data, collected with the overrides `collecting`, and starting model, where they are not there yet."""
     if not tokenizer.exists():
         from .collection import CollectConfig, collect
 
-        collect(compose([f"world={world}"], "collect", CollectConfig))
+        collect(compose([f"world={world}", *collecting], "collect", CollectConfig))
     if not model.exists():
         from .checkpoint.huggingface import import_hf
         from .checkpoint.random_init import random_llama

@@ -235,6 +235,28 @@ def test_annotations_are_of_unlabelled_rows(baselines, stage):
     assert all(score["idm_logprob"] < 0 and score["fwm_logprob"] < 0 for score in scores)
 
 
+def test_an_iteration_that_lowered_a_models_figures_is_taken_back_for_it(folder):
+    """Figures: workers.runs.BETTER_FIGURES. The FWM falls in iteration 1, the IDM in 2 and, though less, in 3."""
+    checkpoints = folder.with_name("better") / "checkpoints"
+    ends = {}
+    for path in sorted(path for path in checkpoints.iterdir() if path.name.isdigit()):
+        counters = json.loads((path / "state.json").read_text())["counters"]
+        if counters["step"] == 0:
+            ends[counters["stage"]] = {role: read(path / role) for role in ROLES}
+    phase_2, *iterations = ends[3], ends[4], ends[6], ends[8]
+    warm, swirl = ({role: read(checkpoints / name / role) for role in ROLES} for name in ("warmup", "swirl"))
+
+    def same(one: dict, other: dict) -> bool:
+        return all(torch.equal(one[name], other[name]) for name in one)
+
+    assert same(iterations[0]["fwm"], warm["fwm"])
+    assert same(iterations[0]["idm"], phase_2["idm"]) and not same(phase_2["idm"], warm["idm"])
+    assert not same(iterations[1]["fwm"], warm["fwm"]) and same(iterations[1]["idm"], phase_2["idm"])
+    assert not same(iterations[2]["fwm"], iterations[1]["fwm"]), "no worse is as good as better"
+    assert same(swirl["fwm"], iterations[2]["fwm"]) and same(swirl["idm"], phase_2["idm"])
+    assert json.loads((checkpoints.parent / "summary.json").read_text())["kept"] == {"fwm": 3, "idm": 1}
+
+
 def test_shared_weights_are_one_set_that_both_phases_train(folder):
     """Both roles warmed up together, each phase on the same set, the baseline on both at once."""
     shared = folder.with_name("shared")

@@ -52,7 +52,7 @@ def test_it_stopped_where_it_was_told(runs):
         assert (last["phase"], last.get("role"), last["step"]) == (stop["phase"], stop["role"], stop["step"])
 
 
-@pytest.mark.parametrize("whole", ["whole", "shared", "baselines"])
+@pytest.mark.parametrize("whole", ["whole", "shared", "baselines", "better"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(runs, whole):
     """To the last digit, in metrics, held-out figures, predictions and annotations."""
     stopped = "stopped" if whole == "whole" else f"{whole}_stopped"

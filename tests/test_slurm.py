@@ -1,18 +1,20 @@
 """Jobs on a real Slurm of two nodes, both this machine (slurm.sh): run, ended, preempted, requeued, given up.
 
 Training is four real processes with gloo. What Slurm sends is what a cluster's would; that a node is gone is a slurmd
-killed, that it is bad is a file system of its own, which has no room.
+killed and its tasks stopped, that it is bad is a file system of its own, which has no room.
 """
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from workers import faults, setting
 
@@ -85,12 +87,35 @@ class Cluster:
     def ended(self, job: str) -> None:
         self.wait(lambda: self.state(job) in ("", "COMPLETED", "FAILED"), job)
 
+    def lose(self, node: str) -> list[psutil.Process]:
+        """As without power: no daemon, and tasks that neither run nor hang up. They must be dead when it is back, or
+        the requeued job, whose steps have the same numbers, would meet them."""
+        subprocess.run(["pkill", "-KILL", "-f", f"slurmd -N {node}"], check=True)
+        found = [process for process in psutil.process_iter(["environ"]) if _runs_on(process, node)]
+        parents = {
+            parent for parent in (process.parent() for process in found) if parent.name().startswith("slurmstepd")
+        }
+        for process in (stopped := [*parents, *found]):
+            process.send_signal(signal.SIGSTOP)
+        return stopped
+
+    def bring_back(self, node: str, stopped: list[psutil.Process]) -> None:
+        for process in stopped:
+            process.kill()
+        psutil.wait_procs(stopped, timeout=60)
+        self.slurm("node", node)
+
     def difference(self, *names: str) -> str | None:
         """Where two runs' metrics first differ in any bit."""
         return first_difference(*(self.path(name) / "metrics.jsonl" for name in names))
 
     def log(self, job: str) -> str:
         return "\n".join(path.read_text() for path in self.work.glob(f"runs/*/slurm/{job}*.log"))
+
+
+def _runs_on(process: psutil.Process, node: str) -> bool:
+    environ = process.info["environ"] or {}
+    return environ.get("SLURMD_NODENAME") == node and "SLURM_PROCID" in environ
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +160,10 @@ def test_a_run_ended_by_its_time_limit_a_signal_and_a_lost_node_ends_as_if_nothi
     cluster.run("scancel", "--signal=TERM", job)
     cluster.wait(lambda: len(cluster.ends("disturbed")) == 2, job)
     steps_done(6)
-    subprocess.run(["pkill", "-KILL", "-f", "slurmd -N n2"], check=True)
+    stopped = cluster.lose("n2")
+    assert sum("swirl_nemo" in process.cmdline() for process in stopped) >= 2  # writers of a checkpoint, too
     cluster.wait(lambda: cluster.state(job) != "RUNNING", job)
-    cluster.slurm("node", "n2")
+    cluster.bring_back("n2", stopped)
     cluster.ended(job)
 
     told = [(end["outcome"], end["code"]) for end in cluster.ends("disturbed")]

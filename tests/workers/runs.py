@@ -9,6 +9,7 @@ all that it has started.
     work/runs/moved      the same up to Phase II, then on TP2, on DP2 and on CP2
     work/runs/forgetful  the same up to Phase II, then on without the optimizer's state
     work/runs/baselines  short phases, every baseline, figures of looking ahead; baselines_stopped: stopped in one
+    work/runs/better     three iterations with alternation.only_better; better_stopped: stopped in each
     work/runs/shared     one weight set for both roles, never stopped; shared_stopped: stopped in each phase
 """
 
@@ -58,6 +59,14 @@ SHARED = (
 )
 
 
+BETTER = (
+    *("pretrain.steps=0", "warmup.steps=2", "phase.idm.steps=2", "phase.fwm.steps=2", "alternation.iterations=3"),
+    *("alternation.only_better=true", "alternation.baselines=[]", "run.keep=100"),
+)
+# FWM and IDM after each iteration: what these little models reach is 0 always
+BETTER_FIGURES = ((0.3, 0.3), (0.2, 0.4), (0.35, 0.1), (0.35, 0.2))
+
+
 @dataclass(frozen=True)
 class Stop:
     """After which step of which stage the last rank gets which signal; `role` where the stage's lines name one."""
@@ -74,7 +83,9 @@ def settings(work: Path, name: str, *extra: str) -> list[str]:
     return [*setting.overrides(work), *SETTINGS, f"run.name={name}", *extra]
 
 
-def launch(work: Path, name: str, *extra: str, verb: str = "train", processes: int = 1, stop: Stop | None = None):
+def launch(
+    work: Path, name: str, *extra: str, verb: str = "train", processes: int = 1, stop: Stop | None = None, figures=()
+):
     """`swirl VERB` as forked processes. Whoever is asked to stop must exit 0; whoever is killed cannot."""
     killed = stop is not None and stop.signal == signal.SIGKILL
     arguments = [verb, *settings(work, name, *extra)]
@@ -82,9 +93,9 @@ def launch(work: Path, name: str, *extra: str, verb: str = "train", processes: i
         from torch.multiprocessing import ProcessExitedException
 
         with contextlib.suppress(ProcessExitedException):
-            fork(_launch, arguments, stop, processes=processes)
+            fork(_launch, arguments, stop, figures, processes=processes)
     else:
-        fork(_launch, arguments, stop, processes=processes)
+        fork(_launch, arguments, stop, figures, processes=processes)
     if stop is not None:
         folder = work / "runs" / name
         lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -94,9 +105,14 @@ def launch(work: Path, name: str, *extra: str, verb: str = "train", processes: i
             file.write(json.dumps(record) + "\n")
 
 
-def _launch(arguments: list[str], stop: Stop | None) -> None:
-    from swirl_nemo import cli
+def _launch(arguments: list[str], stop: Stop | None, figures) -> None:
+    from swirl_nemo import alternation, cli
     from swirl_nemo.runs import Run
+
+    if figures:
+        alternation.Driver._evaluate = lambda driver, model, iteration: {
+            f"{role}/exact_match": figure for role, figure in zip(("fwm", "idm"), figures[iteration], strict=True)
+        }
 
     log = Run.log
 
@@ -168,6 +184,15 @@ def _baselines(work: Path) -> None:
     launch(work, "baselines_stopped", *BASELINES)
 
 
+def _better(work: Path) -> None:
+    launch(work, "better", *BETTER, figures=BETTER_FIGURES)
+    for sent in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):  # an iteration further each time
+        launch(work, "better_stopped", *BETTER, figures=BETTER_FIGURES, stop=Stop("idm", None, 1, sent))
+        if sent == signal.SIGKILL:  # as if it had been killed before the iteration's own checkpoint
+            shutil.rmtree((work / "runs" / "better_stopped" / "checkpoints" / "latest").resolve())
+    launch(work, "better_stopped", *BETTER, figures=BETTER_FIGURES)
+
+
 def main(work: Path) -> None:
     from workers import setting
 
@@ -179,6 +204,7 @@ def main(work: Path) -> None:
     _forgetful(work)
     _shared(work)
     _baselines(work)
+    _better(work)
     assert whole.wait() == 0
 
 
