@@ -26,7 +26,6 @@ from swirl_nemo.quickstart import prepare
 from swirl_nemo.records import read_lines, write_json
 from swirl_nemo.settings import compose
 
-SIDE_BY_SIDE = 2  # a run a core
 DATA = ["seed=1"]  # settings were chosen on the data of seed 0, whose test splits some of the first runs read
 ROOT, KEPT = Path("runs/evidence"), Path("docs/evidence")
 RUNS = {
@@ -130,10 +129,11 @@ def main() -> None:
     parser.add_argument("experiment", help="a file of conf/experiment, such as minigrid")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--at-once", type=int, default=2, help="a run a core")
     asked = parser.parse_args()
     make_base(asked.experiment)
     started: dict[tuple[str, int], Future] = {}
-    with ThreadPoolExecutor(SIDE_BY_SIDE) as pool:  # in the order of RUNS, so what a run waits for has begun before it
+    with ThreadPoolExecutor(asked.at_once) as pool:  # in the order of RUNS, so what a run waits for has begun before it
         for run, seed in ((run, seed) for run in RUNS if run in asked.runs for seed in asked.seeds):
             needed = [started[name, seed] for name in needs(run) if name in asked.runs]
             started[run, seed] = pool.submit(train, asked.experiment, run, seed, needed)

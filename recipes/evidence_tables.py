@@ -85,11 +85,12 @@ def gains(kept: Kept) -> str:
         for role in ("fwm", "idm"):
             exact = run["held_out"][role]["exact_match"]
             others = [exact.get(model) for model in ("warmup", "continued_sft", "pseudo_labels")]
+            kept_after = run["kept"].get(role, "last")
             over = ["-" if not value else f"{100 * (exact['swirl'] / value - 1):+.1f}" for value in others]
-            rows.append([str(seed), role.upper(), f"{100 * exact['swirl']:.1f}", *over])
-    return table(
-        ["seed", "role", "SWIRL", "over warm-up, %", "over continued SFT, %", "over pseudo-label SFT, %"], rows
-    )
+            rows.append([str(seed), role.upper(), f"{100 * exact['swirl']:.1f}", str(kept_after), *over])
+    names = ("warm-up", "continued SFT", "pseudo-label SFT")
+    head = ["seed", "role", "SWIRL", "kept after iteration", *(f"over {name}, %" for name in names)]
+    return table(head, rows)
 
 
 def further(kept: Kept) -> str:
