@@ -13,7 +13,6 @@ from .config import PhaseConfig
 from .data.batch import collate
 from .data.transition import Transition
 from .roles import FWM, IDM, Role
-from .rollout.sampling import Distribution
 from .session import Session
 
 
@@ -30,9 +29,8 @@ def annotate(session: Session, transitions: list[Transition], seed: tuple[int, .
     """A latent action for each transition; whatever z they had is not read.
 
     Of `annotate.candidates` actions of the IDM, sampled but for the first where `annotate.greedy`, the one with the
-    highest log Q(z|x,y) + log P(y|x,z): what tells the FWM all of y, but no IDM would say, does not win. `annotate.
-    temperature` changes what is sampled, not its Q. Work is shared over data-parallel ranks; every rank returns all,
-    in order.
+    highest log Q(z|x,y) + log P(y|x,z): what tells the FWM all of y, but no IDM would say, does not win. Work is shared
+    over data-parallel ranks; every rank returns all, in order.
     """
     size, count = session.cfg.eval.batch, session.cfg.annotate.candidates
     numbers = np.random.default_rng(seed).random((len(transitions), count, session.cfg.data.idm.max_length))
@@ -47,53 +45,45 @@ def annotate(session: Session, transitions: list[Transition], seed: tuple[int, .
 def _annotate_batch(session: Session, transitions: list[Transition], uniforms: Tensor) -> list[Annotated]:
     with session.sets.wear(session.set_of(IDM)):
         candidates = _candidates(session, transitions, uniforms)
-        said = [
-            (t, completion) for t, known in zip(transitions, candidates, strict=True) for completion in known.values()
-        ]
-        prompts, completions = [session.prompt(IDM, t) for t, _ in said], [completion for _, completion in said]
-        likely = iter(_logprobs(session, session.policy_distribution(IDM), prompts, completions))
     labelled = [replace(t, z=z) for t, known in zip(transitions, candidates, strict=True) for z in known]
     with session.sets.wear(session.set_of(FWM)):
         plausible = iter(target_logprobs(session, FWM, labelled))
     scored = [
-        [Annotated(replace(t, z=z), next(likely), next(plausible)) for z in known]
+        [Annotated(replace(t, z=z), logprob, next(plausible)) for z, logprob in known.items()]
         for t, known in zip(transitions, candidates, strict=True)
     ]
     return [max(of_one, key=lambda a: a.idm_logprob + a.fwm_logprob) for of_one in scored]
 
 
-def _candidates(session: Session, transitions: list[Transition], uniforms: Tensor) -> list[dict[str, list[int]]]:
-    """Actions of the IDM, whose weights are worn, and their tokens: of each transition's [K, T] numbers as many, equal
-    ones once."""
-    found: list[dict[str, list[int]]] = [{} for _ in transitions]
-    annotate, policy = session.cfg.annotate, session.policy_distribution(IDM)
-    drawn_from = policy if annotate.temperature is None else replace(policy, temperature=annotate.temperature)
-    greedy = int(annotate.greedy)
+def _candidates(session: Session, transitions: list[Transition], uniforms: Tensor) -> list[dict[str, float]]:
+    """Actions of the IDM, whose weights are worn, with their log-probs: of each transition's [K, T] numbers as many,
+    equal ones once."""
+    found: list[dict[str, float]] = [{} for _ in transitions]
+    greedy = int(session.cfg.annotate.greedy)
     for group, numbers in ((greedy, None), (uniforms.size(1) - greedy, uniforms[:, greedy:].flatten(0, 1))):
         if not group:
             continue
         rollout = session.actor.infer(
             [session.prompt(IDM, t) for t in transitions],
-            drawn_from,
+            session.policy_distribution(IDM),
             group=group,
             max_length=session.cfg.data.idm.max_length,
             uniforms=None if numbers is None else numbers.to(session.device),
             batch=session.cfg.parallel.rollout_batch,
         )
-        for place, completion in enumerate(rollout.completions):
-            found[place // group].setdefault(session.prompter.decode(completion), completion)
+        drawn = zip(rollout.completions, rollout.logprobs.sum(1).tolist(), strict=True)
+        for place, (completion, logprob) in enumerate(drawn):
+            found[place // group].setdefault(session.prompter.decode(completion), logprob)
     return found
 
 
 def target_logprobs(session: Session, role, transitions: list[Transition]) -> list[float]:
     """Summed log-prob of each transition's own target under the weights that are worn."""
     prompter = session.prompter
-    prompts = [session.prompt(role, t) for t in transitions]
-    return _logprobs(session, session.model_distribution, prompts, [prompter.target(role, t) for t in transitions])
-
-
-def _logprobs(session: Session, distribution: Distribution, prompts, completions) -> list[float]:
-    scored = plain(collate(prompts, completions).to(session.device), distribution, session.cfg.parallel.score_batch)
+    sequences = collate(
+        [session.prompt(role, t) for t in transitions], [prompter.target(role, t) for t in transitions]
+    ).to(session.device)
+    scored = plain(sequences, session.model_distribution, session.cfg.parallel.score_batch)
     return session.actor.get_inference_log_probs(list(scored))[0].sum(1).tolist()
 
 

@@ -70,7 +70,6 @@ def check(cfg: SwirlConfig, world_size: int) -> None:
     _require_all("optimizer", cfg.optimizer, _NOT_NEGATIVE, "weight_decay")
     _require_all("annotate", cfg.annotate, _NOT_NEGATIVE, "pool")
     _require_all("annotate", cfg.annotate, _POSITIVE, "candidates")
-    _require("annotate.temperature", cfg.annotate.temperature, lambda v: v is None or v > 0, "over 0, or null")
     _require("cluster.backend", cfg.cluster.backend, lambda v: v in ("gloo", "nccl"), "gloo on CPUs, nccl on GPUs")
     _require_all("cluster", cfg.cluster, _POSITIVE, "timeout_minutes", "nodes", "devices")
 

@@ -232,7 +232,6 @@ class PretrainConfig(SftConfig):
 class AnnotateConfig:
     greedy: bool = MISSING
     candidates: int = MISSING  # of which the one that both models find likeliest is taken
-    temperature: float | None = MISSING  # that they are sampled at; null: as in the IDM's phase
     pool: int = MISSING  # state-only transitions annotated an iteration; 0: all of them
     certainty_ceiling: float | None = MISSING  # put last what a policy knows: log-probs over this (annotation.py)
 

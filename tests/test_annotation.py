@@ -10,7 +10,6 @@ from swirl_nemo import annotation
 from swirl_nemo.annotation import Annotated, select, uncertain_first
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.roles import FWM, IDM
-from swirl_nemo.rollout.sampling import Distribution
 
 
 def annotated(name: str, idm: float, fwm: float) -> Annotated:
@@ -59,33 +58,24 @@ FWM_SAYS = {"open": -8.0, "shut": -2.0, "open shut": -0.0, "go": -3.0, "wait": -
 class Speaker:
     """An IDM that says what is written above; prompts are ids of transitions, a completion is its text."""
 
-    def __init__(self):
-        self.sampled_at = []
-
     def infer(self, prompts, distribution, group, max_length, uniforms, batch):
-        self.sampled_at += [] if uniforms is None else [distribution.temperature]
         said = [([LIKELIEST[p]] if uniforms is None else SAMPLED[p])[:group] for p in prompts]
         completions = [text for of_one in said for text in of_one]
         assert uniforms is None or uniforms.shape == (len(completions), max_length)
-        return SimpleNamespace(completions=completions)
+        logprobs = torch.tensor([[IDM_SAYS[text]] for text in completions])
+        return SimpleNamespace(completions=completions, logprobs=logprobs)
 
 
 @pytest.mark.parametrize(
-    ("greedy", "candidates", "temperature", "best"),
-    [
-        (True, 1, None, ["open", "go"]),
-        (True, 4, 3.0, ["shut", "go"]),
-        (False, 1, None, ["shut", "go"]),
-        (False, 3, None, ["shut", "go"]),
-    ],
+    ("greedy", "candidates", "best"),
+    [(True, 1, ["open", "go"]), (True, 4, ["shut", "go"]), (False, 1, ["shut", "go"]), (False, 3, ["shut", "go"])],
 )
-def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy, candidates, temperature, best):
+def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy, candidates, best):
     """`open` is the IDM's own first, `open shut` tells the FWM most: `shut` is what both find likely."""
-    policy = Distribution(torch.ones(8, dtype=torch.bool), 1.2, end=0, min_length=0, top_k=0, top_p=1.0)
     session = SimpleNamespace(
         cfg=SimpleNamespace(
             eval=SimpleNamespace(batch=1),
-            annotate=SimpleNamespace(greedy=greedy, candidates=candidates, temperature=temperature),
+            annotate=SimpleNamespace(greedy=greedy, candidates=candidates),
             data=SimpleNamespace(idm=SimpleNamespace(max_length=5)),
             parallel=SimpleNamespace(rollout_batch=8),
         ),
@@ -94,7 +84,7 @@ def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy,
         actor=Speaker(),
         prompt=lambda role, row: row.id,
         prompter=SimpleNamespace(decode=lambda text: text),
-        policy_distribution=lambda role: policy,
+        policy_distribution=lambda role: None,
         device="cpu",
         share=lambda items: items,
         gather=lambda items: items,
@@ -105,14 +95,8 @@ def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy,
         scored.extend((row.id, row.z) for row in rows)
         return [FWM_SAYS[row.z] for row in rows]
 
-    def of_the_idm(session, distribution, prompts, completions):
-        assert distribution is policy, "whatever the temperature that it was drawn at"
-        return [IDM_SAYS[text] for text in completions]
-
     monkeypatch.setattr(annotation, "target_logprobs", of_the_fwm)
-    monkeypatch.setattr(annotation, "_logprobs", of_the_idm)
     found = annotation.annotate(session, [annotated(name, 0, 0).transition for name in "pq"], (1,))
     assert [a.transition.z for a in found] == best and [a.transition.id for a in found] == ["p", "q"]
     assert all((a.idm_logprob, a.fwm_logprob) == (IDM_SAYS[z], FWM_SAYS[z]) for a, z in zip(found, best, strict=True))
     assert len(scored) == len(set(scored)), "an action that was said twice is scored once"
-    assert session.actor.sampled_at == 2 * [temperature or 1.2] * (candidates > greedy)
