@@ -152,7 +152,7 @@ def costs(kept: Kept) -> str:
         [RUNS.get(run, run), *(f"{value:.0f}" for value in (fmean(r["seconds"] for r in part.values()),))]
         for run, part in kept.items()
     ]
-    return table(["run", "seconds, one core"], rows)
+    return table(["run", "seconds, with other runs beside it"], rows)
 
 
 def main(experiment: str) -> None:
