@@ -184,9 +184,10 @@ class Driver:
         model = MODELS.get(stage.kind)
         if model and (after is None or (after.kind, after.iteration) != (stage.kind, stage.iteration)):
             figures = self._evaluate(model, stage.iteration)
+            score = sum(figures[f"{role}/exact_match"] for role in ROLES) / len(ROLES)
             if self.cfg.alternation.only_better and model in ("warmup", "swirl"):
                 self._keep_better(figures, stage.iteration)
-            score = sum(figures[f"{role}/exact_match"] for role in ROLES) / len(ROLES)
+                score = sum(value for value, _ in self.state.best.values()) / len(self.state.best)
             if after is None or after.kind != stage.kind:
                 self.save(model)
         self.state.stage, self.state.step = self.state.stage + 1, 0
@@ -206,7 +207,8 @@ class Driver:
             now = sum(played) / len(played)
             if name in best and now < best[name][0]:
                 fallen.append(name)
-                told = f"{now:.1%} on validation after iteration {iteration}, {{:.1%}} after {{}}".format(*best[name])
+                value, earlier = best[name]
+                told = f"{now:.1%} on validation after iteration {iteration}, {value:.1%} after {earlier}"
                 self.session.run.say(f"{name}: {told}: taken back")
             else:
                 best[name] = now, iteration

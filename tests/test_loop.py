@@ -238,11 +238,12 @@ def test_annotations_are_of_unlabelled_rows(baselines, stage):
 def test_an_iteration_that_lowered_a_models_figures_is_taken_back_for_it(folder):
     """Figures: workers.runs.BETTER_FIGURES. The FWM falls in iteration 1, the IDM in 2 and, though less, in 3."""
     checkpoints = folder.with_name("better") / "checkpoints"
-    ends = {}
+    ends, scores = {}, {}
     for path in sorted(path for path in checkpoints.iterdir() if path.name.isdigit()):
-        counters = json.loads((path / "state.json").read_text())["counters"]
-        if counters["step"] == 0:
-            ends[counters["stage"]] = {role: read(path / role) for role in ROLES}
+        state = json.loads((path / "state.json").read_text())
+        if state["counters"]["step"] == 0:
+            stage = state["counters"]["stage"]
+            ends[stage], scores[stage] = {role: read(path / role) for role in ROLES}, state["score"]
     phase_2, *iterations = ends[3], ends[4], ends[6], ends[8]
     warm, swirl = ({role: read(checkpoints / name / role) for role in ROLES} for name in ("warmup", "swirl"))
 
@@ -255,6 +256,8 @@ def test_an_iteration_that_lowered_a_models_figures_is_taken_back_for_it(folder)
     assert not same(iterations[2]["fwm"], iterations[1]["fwm"]), "no worse is as good as better"
     assert same(swirl["fwm"], iterations[2]["fwm"]) and same(swirl["idm"], phase_2["idm"])
     assert json.loads((checkpoints.parent / "summary.json").read_text())["kept"] == {"fwm": 3, "idm": 1}
+    of_what_is_kept = [(0.3 + 0.4) / 2, (0.35 + 0.4) / 2, (0.35 + 0.4) / 2]
+    assert [scores[stage] for stage in (4, 6, 8)] == pytest.approx(of_what_is_kept)
 
 
 def test_shared_weights_are_one_set_that_both_phases_train(folder):

@@ -4,10 +4,10 @@ Training is four real processes with gloo. What Slurm sends is what a cluster's 
 killed and its tasks stopped, that it is bad is a file system of its own, which has no room.
 """
 
+import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -92,11 +92,15 @@ class Cluster:
         the requeued job, whose steps have the same numbers, would meet them."""
         subprocess.run(["pkill", "-KILL", "-f", f"slurmd -N {node}"], check=True)
         found = [process for process in psutil.process_iter(["environ"]) if _runs_on(process, node)]
-        parents = {
-            parent for parent in (process.parent() for process in found) if parent.name().startswith("slurmstepd")
-        }
-        for process in (stopped := [*parents, *found]):
-            process.send_signal(signal.SIGSTOP)
+        stopped = []
+        for process in found:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a checkpoint's writer that has just ended
+                parent = process.parent()
+                process.suspend()
+                stopped.append(process)
+                if parent and parent.name().startswith("slurmstepd") and parent not in stopped:
+                    parent.suspend()
+                    stopped.append(parent)
         return stopped
 
     def bring_back(self, node: str, stopped: list[psutil.Process]) -> None:
