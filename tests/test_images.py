@@ -215,6 +215,10 @@ def test_own_tokenizer_gives_frames_back(trained):
     assert codes.shape == (len(frames), 6) and codes.dtype is torch.int64
     patches = {tuple(p.flatten().tolist()) for p in frames.unfold(1, 4, 4).unfold(2, 4, 4).flatten(0, 2)}
     assert len(codes.unique()) == len(patches) == 16, "a code for each kind of tile"
+    near = torch.cdist(tokenizer.codebook, tokenizer.codebook) < 0.01
+    assert near.sum() > len(near), "k-means left twins, or the next line says nothing"
+    for size in (1, 3, 16):
+        assert torch.equal(torch.cat([tokenizer.encode(part) for part in frames.split(size)]), codes)
     error = (tokenizer.decode(codes).float() - frames.float()).abs().mean().item()
     assert error == pytest.approx(figures["mean_absolute_error"], rel=0.3) and error < 12
 

@@ -98,7 +98,7 @@ def _fit(model: VqVae, frames: Tensor, cfg: TrainTokenizerConfig) -> None:
         optimizer.step()
         schedule.step()
         steps.set_postfix(error=f"{error.item():.4f}", refresh=False)
-    model.codebook.copy_(quantizer.codebook.detach())
+    model.set_codebook(quantizer.codebook.detach())
 
 
 def _quantizer(cfg: TrainTokenizerConfig) -> torch.nn.Module:

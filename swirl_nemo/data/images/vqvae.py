@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 KIND = "swirl_vqvae"
+_SAME = 0.01  # of a code vector's mean length
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,21 @@ class VqVae(nn.Module):
             nn.ConvTranspose2d(shape.hidden, 3, shape.patch, stride=shape.patch),
         )
         self.register_buffer("codebook", torch.zeros(shape.codes, shape.dim))
+        self.register_buffer("twin_of", torch.arange(shape.codes))
+
+    @torch.no_grad()
+    def set_codebook(self, codebook: Tensor) -> None:
+        """Float [codes, dim]. k-means leaves codes in one place where there are fewer kinds of patches than codes, and
+        rounding, which the batch size changes, would choose among them: `encode` gives the first of such twins.
+        """
+        near = torch.cdist(codebook, codebook, compute_mode="donot_use_mm_for_euclid_dist")
+        self.codebook.copy_(codebook)
+        self.twin_of.copy_((near <= _SAME * codebook.norm(dim=1).mean()).int().argmax(1))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         vectors = self.encoder(pixels(images)).flatten(2).transpose(1, 2)
-        return torch.cdist(vectors, self.codebook.expand(len(images), -1, -1)).argmin(-1)
+        return self.twin_of[torch.cdist(vectors, self.codebook.expand(len(images), -1, -1)).argmin(-1)]
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
