@@ -243,7 +243,8 @@ class Driver:
         sft = self.cfg.warmup
         if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
-            sft = SftConfig(stage.steps, sft.batch, phase.lr, phase.lr_warmup, Schedule.constant, sft.renamed)
+            batch = phase.mstep_batch * (phase.mstep > 0) + phase.replay_batch * (phase.replay > 0) or sft.batch
+            sft = SftConfig(stage.steps, batch, phase.lr, phase.lr_warmup, Schedule.constant, sft.renamed)
         return self._sft_stepper(stage, sft, self._sft_rows(stage))
 
     def _sft_rows(self, stage: Stage) -> Sequence[Transition]:
@@ -291,8 +292,8 @@ class Driver:
         phase = phase_of(self.cfg, role)
         rows, annotated = self._phase_rows(stage, phase)
         prompts = _reader(rows, self._seed(stage, 0), phase.prompts)
-        # Phase I's M-step is on the transitions that it rolls out from
-        mstep = _reader(annotated, self._seed(stage, 0 if role is FWM else 5), phase.prompts if phase.mstep else 0)
+        # Phase I's M-step is on the transitions that it rolls out from, where the batches are equal
+        mstep = _reader(annotated, self._seed(stage, 0 if role is FWM else 5), phase.mstep_batch if phase.mstep else 0)
         replay = _reader(self.labelled, self._seed(stage, 1), phase.replay_batch if phase.replay else 0)
         renamed = Renamer(self.unlabelled, self.cfg.warmup.renamed, self._seed(stage, 6))
 
@@ -311,7 +312,7 @@ class Driver:
         Phase I needs actions for both: gold where labelled, else those of the current IDM. Phase II's prompts are
         states alone; annotations tell where the IDM is certain, and are what its M-step trains on.
         """
-        ceiling, wanted = self.cfg.annotate.certainty_ceiling, phase.steps * phase.prompts
+        ceiling, wanted = self.cfg.annotate.certainty_ceiling, phase.steps * max(phase.prompts, phase.mstep_batch)
         (role,) = stage.roles
         if role is IDM and ceiling is None and not phase.mstep:
             return self.unlabelled, []

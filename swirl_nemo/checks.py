@@ -225,7 +225,7 @@ def _check_sft(key: str, sft: SftConfig, replicas: int) -> None:
 
 
 def _check_phase(key: str, phase: PhaseConfig, replicas: int) -> None:
-    _require_all(key, phase, _NOT_NEGATIVE, "steps", "lr_warmup", "replay_batch")
+    _require_all(key, phase, _NOT_NEGATIVE, "steps", "lr_warmup", "mstep_batch", "replay_batch")
     _require_all(key, phase, _POSITIVE, "prompts", "optimizer_steps", "lr", "clip_grad", "std_epsilon", "clip_high")
     _require_all(key, phase, _NOT_NEGATIVE, "kl_beta", "dead_std", "policy_gradient", "mstep", "replay")
     _require(f"{key}.clip_low", phase.clip_low, lambda v: 0 < v <= 1, "in (0, 1]")
@@ -240,9 +240,12 @@ def _check_phase(key: str, phase: PhaseConfig, replicas: int) -> None:
         raise ValueError(f"{key}.policy_gradient=0: mstep and replay are 0 too, nothing trains: give one a weight")
     parts = f"{replicas} data-parallel rank(s) x {phase.optimizer_steps} optimizer step(s)"
     _require_multiple(f"{key}.prompts", phase.prompts, replicas * phase.optimizer_steps, parts)
-    if phase.replay:
-        _require_all(key, phase, _POSITIVE, "replay_batch")
-        _require_multiple(f"{key}.replay_batch", phase.replay_batch, phase.optimizer_steps, f"{key}.optimizer_steps")
+    for loss in ("mstep", "replay"):
+        if getattr(phase, loss):
+            batch = f"{loss}_batch"
+            _require_all(key, phase, _POSITIVE, batch)
+            steps = phase.optimizer_steps
+            _require_multiple(f"{key}.{batch}", getattr(phase, batch), steps, f"{key}.optimizer_steps")
 
 
 def _check_alternation(cfg: SwirlConfig) -> None:

@@ -266,6 +266,7 @@ class PhaseConfig:
     reward_floor: float = MISSING
     policy_gradient: float = MISSING  # weight of the GRPO loss; 0 leaves replay and M-step alone
     mstep: float = MISSING  # weight of the supervised loss on plausible annotations; for the FWM the ELBO's gradient
+    mstep_batch: int = MISSING
     plausibility_floor: float | None = MISSING  # of annotations, keep where summed log P(y|x,z) is at least this
     confidence_floor: float | None = MISSING  # and where the IDM's summed log Q(z|x,y) is at least this
     replay: float = MISSING  # weight of the supervised loss on labelled rows
@@ -279,7 +280,8 @@ class PhasesConfig:
 
 
 class Baseline(Enum):
-    """What to compare SWIRL with. Each has as many optimizer steps a role as SWIRL, at the phases' rates."""
+    """What to compare SWIRL with. Each has as many optimizer steps a role as SWIRL, at the phases' rates, and as many
+    rows a step as the phase's M-step and replay together, or those of warm-up where the phase has neither."""
 
     continued_sft = "continued_sft"  # on the labels
     pseudo_labels = "pseudo_labels"  # on state-only transitions with the warmed-up IDM's actions, unfiltered

@@ -61,7 +61,11 @@ def pairs_of(driver, monkeypatch, kind: str, role) -> list:
     """What one step of a supervised stage trains on."""
     seen = []
     monkeypatch.setattr(alternation.supervised, "step", lambda session, pairs, *rest: seen.extend(pairs) or {})
-    driver.cfg = compose(["pretrain.rehearsed=3", "warmup.batch=4", "warmup.renamed=1.0", "pretrain.steps=9"])
+    batches = [
+        "warmup.batch=4",
+        *(f"phase.{role}.{loss}_batch=2" for role in ("fwm", "idm") for loss in ("mstep", "replay")),
+    ]
+    driver.cfg = compose(["pretrain.rehearsed=3", "warmup.renamed=1.0", "pretrain.steps=9", *batches])
     driver.session = SimpleNamespace(prompter=SimpleNamespace(image_columns=None))
     driver.plan = [Stage(kind, (role,), 0, 5)]
     driver._stepper(driver.plan[0])(0)
@@ -81,3 +85,27 @@ def test_supervised_steps_of_the_fwm_rehearse_pre_training_and_those_of_the_idm_
     assert [role for role, _ in idm] == [IDM] * 4 and [r for _, r in idm] == [r for _, r in fwm[:4]]
     (name,) = {r.z.removeprefix("label ") for _, r in idm}
     assert name != "l1" and {(r.x, r.y) for _, r in idm} == {(f"{name} open", f"{name} shut")}
+
+
+def rows_of_a_step(driver, monkeypatch, *settings: str) -> tuple[int, int]:
+    """Of the FWM: those that a step of continued SFT trains on, and those of a phase's step beside its rollout."""
+    seen, steps = [], []
+    monkeypatch.setattr(alternation.supervised, "step", lambda session, pairs, *rest: seen.extend(pairs) or {})
+    monkeypatch.setattr(alternation, "grpo_step", lambda session, role, step: steps.append(step) or {})
+    driver.cfg = compose(["phase.fwm.prompts=2", "phase.fwm.plausibility_floor=null", *settings])
+    driver.cfg.phase.fwm.confidence_floor = None
+    driver.session = SimpleNamespace()
+    driver.plan = [Stage("continued_sft", (FWM,), 0, 5), Stage("phase", (FWM,), 1, 5)]
+    for stage in driver.plan:
+        driver._stepper(stage)(0)
+    (step,) = steps
+    assert len(step.transitions) == 2
+    return len(seen), len(step.annotated) + len(step.replay)
+
+
+def test_a_baseline_reads_as_many_rows_as_the_phase_s_m_step_and_replay(driver, monkeypatch):
+    batches = ["phase.fwm.mstep_batch=5", "phase.fwm.replay_batch=3", "warmup.batch=4"]
+    assert rows_of_a_step(driver, monkeypatch, *batches) == (8, 8)
+    assert rows_of_a_step(driver, monkeypatch, *batches, "phase.fwm.replay=0") == (5, 5)
+    assert rows_of_a_step(driver, monkeypatch, *batches, "phase.fwm.mstep=0") == (3, 3)
+    assert rows_of_a_step(driver, monkeypatch, *batches, "phase.fwm.mstep=0", "phase.fwm.replay=0") == (4, 0)

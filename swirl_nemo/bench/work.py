@@ -60,7 +60,7 @@ def settings(cfg: BenchConfig, work: Path, instruction: str) -> list[str]:
     phase = {
         **{"group": cfg.group, "prompts": cfg.prompts, "kl_beta": cfg.kl_beta, "optimizer_steps": 1, "lr": 1e-6},
         **{"sampling.temperature": 1.0, "sampling.top_k": 0, "sampling.top_p": 1.0, "dead_std": 0.0},
-        **{"policy_gradient": 1.0, "replay": 0, "replay_batch": 0, "mstep": 0},
+        **{"policy_gradient": 1.0, "replay": 0, "replay_batch": 0, "mstep": 0, "mstep_batch": 0},
         "reward_floor": -1e9,  # the rewards of made-up words would all be the floor, and their groups dead
     }
     data = {

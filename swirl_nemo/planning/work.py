@@ -115,7 +115,7 @@ def phase_work(cfg: SwirlConfig, role: RoleName, lengths: Lengths, layout: Layou
     if phase.kl_beta:
         passes["reference"] = micro(rows, sizes.score_batch, group, prompt, completion - 1, completion)
     train = [micro(rows / phase.optimizer_steps, sizes.micro_batch, group, prompt, completion - 1, completion)]
-    for weight, count in ((phase.replay, phase.replay_batch), (phase.mstep, phase.prompts)):
+    for weight, count in ((phase.replay, phase.replay_batch), (phase.mstep, phase.mstep_batch)):
         if weight:
             share = math.ceil(count / phase.optimizer_steps / layout.data)
             train.append(micro(share, sizes.micro_batch, 1, prompt, completion - 1, completion))

@@ -42,7 +42,7 @@ SETTINGS = (
     *("phase.idm.steps=3", "phase.fwm.steps=2"),
     *(f"phase.{role}.{setting}" for role in ("idm", "fwm") for setting in (
         *("prompts=4", "group=4", "optimizer_steps=1", "lr=2e-4", "lr_warmup=0", "dead_std=0", "replay=1"),
-        *("replay_batch=4", "policy_gradient=1", "kl_beta=0.04", "mstep=1"),
+        *("replay_batch=4", "policy_gradient=1", "kl_beta=0.04", "mstep=1", "mstep_batch=4"),
     )),
 )  # fmt: skip
 MOMENTS = ("rollout", "scoring", "backward", "optimizer step", "weight swap", "save")

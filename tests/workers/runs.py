@@ -45,7 +45,8 @@ SETTINGS = (
     *("phase.fwm.steps=4", "phase.fwm.prompts=4", "phase.fwm.group=4", "phase.fwm.optimizer_steps=1"),
     *("phase.fwm.lr=2e-4", "phase.fwm.lr_warmup=2", "phase.fwm.schedule=constant", "phase.fwm.dead_std=0.05"),
     *("phase.fwm.replay=1", "phase.fwm.replay_batch=4", "phase.fwm.policy_gradient=1", "phase.fwm.kl_beta=0.04"),
-    *("phase.fwm.mstep=3", "phase.idm.mstep=1", "run.save_every=3", "run.keep=2", "run.seed=1234"),
+    *("phase.fwm.mstep=3", "phase.idm.mstep=1", "phase.fwm.mstep_batch=4", "phase.idm.mstep_batch=4"),
+    *("run.save_every=3", "run.keep=2", "run.seed=1234"),
     *("eval.batch=4", "eval.samples=2"),
 )
 BASELINES = (
