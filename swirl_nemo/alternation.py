@@ -243,7 +243,8 @@ class Driver:
         sft = self.cfg.warmup
         if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
-            batch = phase.mstep_batch * (phase.mstep > 0) + phase.replay_batch * (phase.replay > 0) or sft.batch
+            rows = phase.mstep_batch * (phase.mstep > 0) + phase.replay_batch * (phase.replay > 0)
+            batch = rows // phase.optimizer_steps or sft.batch
             sft = SftConfig(stage.steps, batch, phase.lr, phase.lr_warmup, Schedule.constant, sft.renamed)
         return self._sft_stepper(stage, sft, self._sft_rows(stage))
 
