@@ -7,6 +7,7 @@ optimizer are all that a checkpoint needs to go on exactly, in any layout.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 
 from . import annotation, supervised
@@ -114,10 +115,11 @@ class Driver:
     def start(self) -> None:
         """Load the newest sound checkpoint of this run, or the starting models where it has none yet.
 
-        Raises ValueError where it has some and none is sound.
+        Raises ValueError where it has some and none is sound, and for a labelled or held-out prompt that is too long.
         """
         from .checkpoint import run_state
 
+        self._check_lengths()
         run = self.session.run
         folder = run_state.newest(run)
         if folder is None:
@@ -129,6 +131,18 @@ class Driver:
         saved = run_state.load(self.session, folder)
         self.state = State(**saved["counters"])
         run.go_on((folder / run_state.METRICS).read_bytes())
+
+    def _check_lengths(self) -> None:
+        """After hours of training the first evaluation would be the first to find it."""
+        data, limit = self.cfg.data, self.cfg.eval.transitions or None
+        held_out = (data.validation, data.test, *data.further_tests)
+        files = [(data.labelled, self.labelled), *((f, TransitionFile(f, limit, data.history)) for f in held_out)]
+        for path, rows in files:
+            for role, row in product(ROLES.values(), rows):
+                try:
+                    self.session.prompt(role, row)
+                except ValueError as error:
+                    raise ValueError(f"{path}: {error}") from error
 
     def run(self, until: str | None = None) -> None:
         """All stages that are left; `until` names the kind of stage after which to stop."""

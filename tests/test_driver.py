@@ -1,4 +1,5 @@
-"""What each baseline trains on. That they start from the warm-up and take as many steps is in test_loop.py."""
+"""What the driver's stages train on, and what it refuses before the first. That baselines start from the warm-up and
+take as many steps is in test_loop.py."""
 
 import json
 from dataclasses import replace
@@ -10,6 +11,7 @@ from swirl_nemo import alternation
 from swirl_nemo.alternation import Driver, Stage, stages
 from swirl_nemo.annotation import Annotated
 from swirl_nemo.config import Baseline
+from swirl_nemo.data.batch import check_length
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.roles import FWM, IDM
 from swirl_nemo.settings import compose
@@ -110,3 +112,28 @@ def test_a_baseline_reads_as_many_rows_as_the_phase_s_m_step_and_replay(driver, 
     assert rows_of_a_step(driver, monkeypatch, *batches, "phase.fwm.replay=0") == (5, 5)
     assert rows_of_a_step(driver, monkeypatch, *batches, "phase.fwm.mstep=0") == (3, 3)
     assert rows_of_a_step(driver, monkeypatch, *batches, "phase.fwm.mstep=0", "phase.fwm.replay=0") == (4, 0)
+
+
+@pytest.mark.parametrize("too_long", ["labelled", "validation", "test", "further"])
+@pytest.mark.parametrize("role", [FWM, IDM])
+def test_a_prompt_that_is_too_long_is_found_before_the_first_step(driver, tmp_path, monkeypatch, too_long, role):
+    """Its evaluation would find it after hours."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("labelled", "validation", "test", "further")}
+    for name, file in files.items():
+        file.write_text("".join(json.dumps(row(f"{name} {number}", "go").row()) + "\n" for number in range(3)))
+    keys = [f"data.{name}={files[name]}" for name in ("labelled", "validation", "test")]
+    driver.cfg = compose([*keys, f"data.further_tests=[{files['further']}]"])
+    driver.labelled = alternation.TransitionFile(str(files["labelled"]), None)
+
+    def prompt(asked, transition) -> list[int]:
+        check_length([0] * 9, 7 if (asked, transition.id) == (role, f"{too_long} 2") else 3, 12, transition.id)
+        return []
+
+    driver.session = SimpleNamespace(prompt=prompt)
+    with pytest.raises(
+        ValueError, match=rf"{files[too_long]}: transition {too_long} 2: a prompt of 9 tokens .* up to 7"
+    ):
+        driver.start()
+    driver.cfg.eval.transitions = 2
+    if too_long != "labelled":
+        driver._check_lengths()  # that row is not evaluated
