@@ -2,10 +2,10 @@
 """Evidence of one world: SWIRL, its baselines and its ablations on three seeds, each run's figures kept.
 
 One base model a world is pre-trained on the state-only transitions: it can copy a state and carry out a stated change.
-The first run of a seed, `swirl`, warms it up on the labels and makes the baselines of conf/experiment/NAME.yaml; the
-others start from its checkpoints/warmup, but for `shared`, whose warm-up is of both roles together. `states-N` have N
-state-only transitions for the phases (the base saw all). `equal_time` has no policy gradient in Phase I either, and as
-many more steps as make up for the seconds that the gradient took in `swirl`.
+A seed warms it up on the labels once, and all its runs start from there, but for `shared`, whose warm-up is of both
+roles together. `swirl` makes the baselines of conf/experiment/NAME.yaml, too. `states-N` have N state-only transitions
+for the phases (the base saw all). `equal_time` has no policy gradient in Phase I either, and as many more steps as make
+up for the seconds that the gradient took in `swirl`.
 
 Needs: two cores, 8 GB of memory, what the world needs (docs/worlds.md).
 Command: python recipes/evidence.py minigrid
@@ -39,7 +39,7 @@ RUNS = {
     "states-250": ["data.max_unlabelled=250"],
     "states-1000": ["data.max_unlabelled=1000"],
 }
-OWN_WARMUP = {"swirl": None, "shared": ["continued_sft"]}  # and their baselines; None: those of the experiment
+BASELINES = {"swirl": [], "shared": ["alternation.baselines=[continued_sft]"]}  # the others have none
 AHEAD = ("swirl", "no_gradient")  # whose FWM is rolled forward and plans
 
 
@@ -48,18 +48,22 @@ def folder_of(experiment: str, run: str, seed: int) -> Path:
 
 
 def settings(experiment: str, run: str, seed: int) -> list[str]:
-    warm = folder_of(experiment, *(("base", 0) if run in OWN_WARMUP else ("swirl", seed))) / "checkpoints" / "warmup"
-    chosen = [f"experiment={experiment}", *RUNS[run], f"run.seed={seed}", "pretrain.steps=0"]
-    chosen += [f"model.{role}={warm / role}" for role in ("fwm", "idm")]
-    if run not in OWN_WARMUP:
-        chosen += ["warmup.steps=0", "alternation.baselines=[]"]
-    elif OWN_WARMUP[run] is not None:
-        chosen += [f"alternation.baselines=[{','.join(OWN_WARMUP[run])}]"]
+    chosen = start(experiment, seed, *(("base", 0) if run == "shared" else ("warmup", seed)))
+    chosen += [*RUNS[run], *BASELINES.get(run, ["alternation.baselines=[]"])]
+    if run != "shared":
+        chosen += ["warmup.steps=0"]
     if run == "equal_time":
         chosen += [f"phase.fwm.steps={_steps_of_equal_time(experiment, seed)}"]
     if run not in AHEAD:
         chosen += ["eval.horizon=0", "eval.plans=0"]
     return [*chosen, f"run.root={ROOT}", f"run.name={experiment}-{run}-{seed}"]
+
+
+def start(experiment: str, seed: int, *begun: str | int) -> list[str]:
+    """Settings of a run from the models of another, `begun` being its name and seed."""
+    models = folder_of(experiment, *begun) / "checkpoints" / "warmup"
+    chosen = [f"experiment={experiment}", f"run.seed={seed}", "pretrain.steps=0"]
+    return chosen + [f"model.{role}={models / role}" for role in ("fwm", "idm")]
 
 
 def _steps_of_equal_time(experiment: str, seed: int) -> int:
@@ -69,18 +73,13 @@ def _steps_of_equal_time(experiment: str, seed: int) -> int:
     return round(steps * seconds["swirl"] / seconds["no_gradient"])
 
 
-def needs(run: str) -> list[str]:
-    """Runs of the same seed whose models or seconds this one starts from."""
-    return [] if run in OWN_WARMUP else ["swirl", "no_gradient"] if run == "equal_time" else ["swirl"]
-
-
 def train(experiment: str, run: str, seed: int, needed: list[Future]) -> None:
     """One run, once those that it needs are done, and what is kept of it."""
     for done in needed:
         done.result()
     file = KEPT / experiment / f"{run}-{seed}.json"
     folder = folder_of(experiment, run, seed)
-    if file.is_file() and (run != "swirl" or (folder / "checkpoints" / "warmup").is_dir()):
+    if file.is_file():
         return
     if not (folder / "summary.json").is_file():
         execute("train", folder, settings(experiment, run, seed))
@@ -103,10 +102,16 @@ def make_base(experiment: str) -> None:
     """Data, random weights, and the base model: what conf/experiment/NAME.yaml says under `pretrain`."""
     cfg = compose([f"experiment={experiment}"])
     prepare(cfg.data.world, Path(cfg.data.tokenizer), Path(cfg.model.fwm), *DATA)
-    folder = folder_of(experiment, "base", 0)
+    make_models(folder_of(experiment, "base", 0), [f"experiment={experiment}", "warmup.steps=0"])
+
+
+def make_warmup(experiment: str, seed: int) -> None:
+    make_models(folder_of(experiment, "warmup", seed), start(experiment, seed, "base", 0))
+
+
+def make_models(folder: Path, chosen: list[str]) -> None:
     if not (folder / "checkpoints" / "warmup").is_dir():
-        chosen = [f"experiment={experiment}", "warmup.steps=0", f"run.root={ROOT}", f"run.name={folder.name}"]
-        execute("warmup", folder, chosen)
+        execute("warmup", folder, [*chosen, f"run.root={ROOT}", f"run.name={folder.name}"])
 
 
 def figures(folder: Path) -> dict:
@@ -134,8 +139,11 @@ def main() -> None:
     make_base(asked.experiment)
     started: dict[tuple[str, int], Future] = {}
     with ThreadPoolExecutor(asked.at_once) as pool:  # in the order of RUNS, so what a run waits for has begun before it
+        for seed in asked.seeds:
+            started["warmup", seed] = pool.submit(make_warmup, asked.experiment, seed)
         for run, seed in ((run, seed) for run in RUNS if run in asked.runs for seed in asked.seeds):
-            needed = [started[name, seed] for name in needs(run) if name in asked.runs]
+            names = ("warmup", "swirl", "no_gradient") if run == "equal_time" else ("warmup",)
+            needed = [started[name, seed] for name in names if (name, seed) in started]
             started[run, seed] = pool.submit(train, asked.experiment, run, seed, needed)
         for done in started.values():
             done.result()
