@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# MiniGrid in pictures, from nothing to a report: collect, train the image tokenizer, tokenize, make a tiny model with
-# rows for the codes, train. What is there already is not made again.
+# MiniGrid in pictures, from nothing to tables: collect, train the image tokenizer, tokenize, make a tiny model with
+# rows for the codes, and run the evidence. What is there already is not made again.
 #
 # Needs: two CPU cores, 8 GB of memory, swirl-nemo[worlds,images].
-# Expect: data and models in minutes. No training run was finished yet: see conf/experiment/minigrid_images.yaml.
-# Command: recipes/minigrid_images.sh [KEY=VALUE]...   e.g. recipes/minigrid_images.sh run.seed=2 run.name=second
+# Expect: data and models in minutes, a base model, and then half an hour a seed; docs/evidence/minigrid_images.md.
+# Command: recipes/minigrid_images.sh [OPTION]...   those of recipes/evidence.py, e.g. --runs swirl --seeds 1
 set -euo pipefail
 
 [ -e data/minigrid_images/collect.json ] || swirl collect world=minigrid_images
@@ -21,5 +21,5 @@ random_llama(Path("models/minigrid_images_hf"), Path("data/minigrid_codes/tokeni
 PYTHON
   swirl import models/minigrid_images_hf models/minigrid_images --images 256:9x8
 }
-export OMP_NUM_THREADS=1
-torchrun --standalone --nproc-per-node 2 -m swirl_nemo train experiment=minigrid_images "$@"
+python recipes/evidence.py minigrid_images "$@"
+python recipes/evidence_tables.py minigrid_images
