@@ -40,6 +40,7 @@ RUNS = {
     "states-1000": ["data.max_unlabelled=1000"],
 }
 BASELINES = {"swirl": [], "shared": ["alternation.baselines=[continued_sft]"]}  # the others have none
+SAMPLES = ("test, warmup", "test, swirl")
 AHEAD = ("swirl", "no_gradient")  # whose FWM is rolled forward and plans
 
 
@@ -115,14 +116,17 @@ def make_models(folder: Path, chosen: list[str]) -> None:
 
 
 def figures(folder: Path) -> dict:
-    """summary.json, the validation figures of each iteration, and the seconds of each phase's steps."""
+    """summary.json, the validation figures of each iteration, the seconds of each phase's steps, and of the first
+    transitions of the test split what warm-up and SWIRL said."""
     summary, lines = json.loads((folder / "summary.json").read_text()), read_lines(folder / "metrics.jsonl")
     curve = [line for line in lines if line.get("eval") and line["split"] == "validation"]
     seconds: dict[str, float] = {}
     for line in lines:
         if "seconds/step" in line:  # of a phase
             seconds[line["phase"]] = round(seconds.get(line["phase"], 0.0) + line["seconds/step"], 3)
-    return summary | {"validation": curve, "step_seconds": seconds}
+    said = [row for row in read_lines(folder / "samples.jsonl") if row["stage"] in SAMPLES]
+    shown = [{key: row[key] for key in ("stage", "role", "x", "z", "y", "prediction", "correct")} for row in said]
+    return summary | {"validation": curve, "step_seconds": seconds, "samples": shown}
 
 
 def _kept(experiment: str, run: str, seed: int) -> dict:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
+from swirl_nemo.data.facts import difference
 from swirl_nemo.evaluation.metrics import METRICS, MODELS
+from swirl_nemo.settings import compose
 
 KEPT = Path("docs/evidence")
 RUNS = {
@@ -155,6 +157,34 @@ def costs(kept: Kept) -> str:
     return table(["run", "seconds, with other runs beside it"], rows)
 
 
+def samples(kept: Kept, separator: str, most: int = 4) -> str:
+    """Transitions that SWIRL is right about and warm-up is not, and some that SWIRL is wrong about. What the FWM says
+    is shown as what it says changes. Pictures are in a run's report."""
+    said = kept["swirl"][min(kept["swirl"])].get("samples", [])
+    rows = []
+    for role in ("fwm", "idm"):
+        warm, swirl = (
+            [row for row in said if (row["stage"], row["role"]) == (f"test, {m}", role)] for m in ("warmup", "swirl")
+        )
+        pairs = [(one, other) for one, other in zip(warm, swirl, strict=True) if not one["x"].startswith("[image")]
+        mended = [pair for pair in pairs if pair[1]["correct"] and not pair[0]["correct"]]
+        wrong = [pair for pair in pairs if not pair[1]["correct"]]
+        rows += [_sample("mended", pair, separator) for pair in mended[:most]]
+        rows += [_sample("wrong", pair, separator) for pair in wrong[:most]]
+    return table(["role", "", "x", "action or change", "true", "warm-up", "SWIRL"], rows) if rows else ""
+
+
+def _sample(kind: str, pair: tuple[dict, dict], separator: str) -> list[str]:
+    row = pair[1]
+    change = difference(row["x"], row["y"], separator)
+    if row["role"] == "fwm":
+        said = [row["z"], change, *(difference(row["x"], one["prediction"], separator) for one in pair)]
+    else:
+        said = [change, row["z"], *(one["prediction"] for one in pair)]
+    texts = (text.replace("|", "\\|").replace("\n", "; ") for text in (row["x"], *said))
+    return [row["role"].upper(), kind, *texts]
+
+
 def main(experiment: str) -> None:
     kept = read(experiment)
     if "swirl" not in kept:
@@ -166,6 +196,9 @@ def main(experiment: str) -> None:
         "Other test splits, exact match, %": further(kept),
         "Looking ahead": ahead(kept),
         "Exact match against state-only transitions, %": efficiency(kept),
+        f"Samples of seed {min(kept['swirl'])}": samples(
+            kept, compose([f"experiment={experiment}"]).data.fact_separator
+        ),
         "Cost": costs(kept),
     }
     text = f"# {experiment}\n\nBy `python recipes/evidence_tables.py {experiment}`. Means over seeds (least to most).\n"
