@@ -3,6 +3,7 @@ take as many steps is in test_loop.py."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from swirl_nemo import alternation
 from swirl_nemo.alternation import Driver, Stage, stages
 from swirl_nemo.annotation import Annotated
+from swirl_nemo.checkpoint import run_state
 from swirl_nemo.config import Baseline
 from swirl_nemo.data.batch import check_length
 from swirl_nemo.data.transition import Transition
@@ -137,3 +139,21 @@ def test_a_prompt_that_is_too_long_is_found_before_the_first_step(driver, tmp_pa
     driver.cfg.eval.transitions = 2
     if too_long != "labelled":
         driver._check_lengths()  # that row is not evaluated
+
+
+def test_shared_weights_are_judged_by_the_mean_of_both_roles(driver, monkeypatch):
+    """That weights do come back is in test_loop.py, with two sets."""
+    done = []
+    sets = SimpleNamespace(become=lambda name: done.append(name), trained=lambda: done.append("trained"))
+    run = SimpleNamespace(say=lambda text: done.append(text), folder=Path("run"))
+    driver.session = SimpleNamespace(
+        policies=("shared",), set_of=lambda role: "shared", sets=sets, run=run, actor="model"
+    )
+    monkeypatch.setattr(run_state, "load_weights", lambda actor, folder: done.append((actor, str(folder))))
+    driver.save = done.append
+    driver.state = alternation.State()
+    for iteration, (fwm, idm) in enumerate([(0.3, 0.3), (0.2, 0.5), (0.4, 0.2)]):
+        driver._keep_better({"fwm/exact_match": fwm, "idm/exact_match": idm}, iteration)
+    told = "shared: 30.0% on validation after iteration 2, 35.0% after 1: taken back"
+    assert done == ["better", "better", told, "shared", ("model", "run/checkpoints/better/shared"), "trained"]
+    assert driver.state.best == {"shared": (0.35, 1)}
