@@ -105,7 +105,8 @@ class Cluster:
 
     def bring_back(self, node: str, stopped: list[psutil.Process]) -> None:
         for process in stopped:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(stopped, timeout=60)
         self.slurm("node", node)
 
