@@ -3,7 +3,7 @@
 # rows for the codes, and run the evidence. What is there already is not made again.
 #
 # Needs: two CPU cores, 8 GB of memory, swirl-nemo[worlds,images].
-# Expect: data and models in minutes, a base model, and then half an hour a seed; docs/evidence/minigrid_images.md.
+# Expect: data and models in minutes, a base model, and then 49 minutes a seed (three at once); docs/evidence/minigrid_images.md.
 # Command: recipes/minigrid_images.sh [OPTION]...   those of recipes/evidence.py, e.g. --runs swirl --seeds 1
 set -euo pipefail
 
