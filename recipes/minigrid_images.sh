@@ -3,8 +3,9 @@
 # rows for the codes, and run the evidence. What is there already is not made again.
 #
 # Needs: two CPU cores, 8 GB of memory, swirl-nemo[worlds,images].
-# Expect: data and models in minutes, a base model, and then 49 minutes a seed (three at once); docs/evidence/minigrid_images.md.
-# Command: recipes/minigrid_images.sh [OPTION]...   those of recipes/evidence.py, e.g. --runs swirl --seeds 1
+# Expect: data in minutes, a base model in 16, then 49 minutes a seed with three at once on two cores; tables in
+# docs/evidence/minigrid_images.md.
+# Command: recipes/minigrid_images.sh [OPTION]...   those of recipes/evidence.py, e.g. --seeds 1
 set -euo pipefail
 
 [ -e data/minigrid_images/collect.json ] || swirl collect world=minigrid_images
@@ -21,5 +22,5 @@ random_llama(Path("models/minigrid_images_hf"), Path("data/minigrid_codes/tokeni
 PYTHON
   swirl import models/minigrid_images_hf models/minigrid_images --images 256:9x8
 }
-python recipes/evidence.py minigrid_images "$@"
+python recipes/evidence.py minigrid_images --runs swirl "$@"
 python recipes/evidence_tables.py minigrid_images

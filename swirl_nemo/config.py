@@ -266,7 +266,7 @@ class PhaseConfig:
     reward_floor: float = MISSING
     policy_gradient: float = MISSING  # weight of the GRPO loss; 0 leaves replay and M-step alone
     mstep: float = MISSING  # weight of the supervised loss on plausible annotations; for the FWM the ELBO's gradient
-    mstep_batch: int = MISSING
+    mstep_batch: int = MISSING  # annotations a step, over all data-parallel ranks and optimizer steps
     plausibility_floor: float | None = MISSING  # of annotations, keep where summed log P(y|x,z) is at least this
     confidence_floor: float | None = MISSING  # and where the IDM's summed log Q(z|x,y) is at least this
     replay: float = MISSING  # weight of the supervised loss on labelled rows
