@@ -258,7 +258,7 @@ class Driver:
         if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
             rows = phase.mstep_batch * (phase.mstep > 0) + phase.replay_batch * (phase.replay > 0)
-            batch = rows // phase.optimizer_steps or sft.batch
+            batch = max(rows // phase.optimizer_steps, sft.batch)  # enough for every data-parallel rank
             sft = SftConfig(stage.steps, batch, phase.lr, phase.lr_warmup, Schedule.constant, sft.renamed)
         return self._sft_stepper(stage, sft, self._sft_rows(stage))
 

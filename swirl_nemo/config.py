@@ -281,7 +281,7 @@ class PhasesConfig:
 
 class Baseline(Enum):
     """What to compare SWIRL with. Each has as many optimizer steps a role as SWIRL, at the phases' rates, and as many
-    rows in each as the phase's M-step and replay together, or those of warm-up where the phase has neither."""
+    rows in each as the phase's M-step and replay together, but no fewer than warm-up."""
 
     continued_sft = "continued_sft"  # on the labels
     pseudo_labels = "pseudo_labels"  # on state-only transitions with the warmed-up IDM's actions, unfiltered

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from hashlib import sha256
 from pathlib import Path
 
 
@@ -34,9 +35,7 @@ def assert_learnable(folder: Path, rows: list[dict], longest: dict[str, int], ne
     assert json.loads((folder / "collect.json").read_text())["episodes"]["failures"] == {}
 
 
-def assert_same_files(one: Path, other: Path) -> None:
-    """Byte for byte, the tokenizer's too."""
-    files, others = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (one, other))
-    assert len(files) > 8 and files == others
-    for file in files:
-        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+def digests(folder: Path, *names: str) -> dict[str, str]:
+    """SHA-256 of each file by its path within the folder, or of those of `names` alone."""
+    paths = [folder / name for name in names] or [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest() for path in paths}

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import trial_world
+from collected import digests
 from trial_world import SPLITS, Trial, configure
 
 from swirl_nemo.collection import collect
@@ -58,11 +59,6 @@ def counts(out: Path) -> dict:
     return json.loads((out / "collect.json").read_text())["episodes"]
 
 
-def assert_same(out: Path, other: Path, *names: str) -> None:
-    for name in names or [path.name for path in other.iterdir() if path.is_file()]:
-        assert (out / name).read_bytes() == (other / name).read_bytes(), name
-
-
 def gone(pids: list[int], seconds: float = 10) -> bool:
     """Whether the processes end, or are only waiting for their parent to look at them."""
     deadline = time.monotonic() + seconds
@@ -77,7 +73,7 @@ def gone(pids: list[int], seconds: float = 10) -> bool:
 def test_a_crash_is_tried_again_and_leaves_no_trace_in_the_rows(undisturbed, trouble, tmp_path):
     folder = trouble(crashes_once=TASKS[::4])
     collect(configure(tmp_path / "out"))
-    assert_same(tmp_path / "out", undisturbed, *FILES)
+    assert digests(tmp_path / "out", *FILES) == digests(undisturbed, *FILES)
     crashed = [row for row in rows(tmp_path / "out" / "episodes.jsonl")[1:] if row["failures"]]
     assert crashed and all(row["failures"] == ["crashed"] for row in crashed)
     assert counts(tmp_path / "out") == counts(undisturbed) | {"failures": {"crashed": len(crashed)}}
@@ -104,7 +100,7 @@ def test_episodes_that_always_fail_are_left_out_and_counted(undisturbed, trouble
 def test_a_hang_is_ended_with_all_that_it_started(undisturbed, trouble, tmp_path):
     folder = trouble(hangs=2)
     collect(configure(tmp_path / "out"))
-    assert_same(tmp_path / "out", undisturbed, *FILES)
+    assert digests(tmp_path / "out", *FILES) == digests(undisturbed, *FILES)
     hung = [list(map(int, line.split())) for line in (folder / "hung").read_text().splitlines()]
     assert len(hung) == 2 and counts(tmp_path / "out")["failures"] == {"hung": 2}
     assert all(len(pids) == 4 for pids in hung) and gone(sum(hung, []))
@@ -142,13 +138,13 @@ def test_a_killed_collection_goes_on_and_plays_nothing_twice(undisturbed, troubl
     first = played(folder)
     (folder / "played").unlink()
     collect(configure(out))
-    assert_same(out, undisturbed)
+    assert digests(out) == digests(undisturbed)
     assert kept.read_bytes().startswith(before)
     again = first & played(folder)
     assert len(first) - len(again) >= len(done), "what the file had was played again"
     (folder / "played").write_text("")
     collect(configure(out))
-    assert_same(out, undisturbed)
+    assert digests(out) == digests(undisturbed)
     assert not played(folder), "a collection that was complete was played again"
 
 
@@ -168,7 +164,7 @@ def test_kept_episodes_of_other_settings_are_not_mixed_in(undisturbed, tmp_path,
         config = configure(out, **{key: value for key, value in change.items() if key != "seed"})
         config.seed = change.get("seed", 0)
         collect(config)
-    assert_same(used, fresh)
+    assert digests(used) == digests(fresh)
     assert (used / "test.jsonl").read_bytes() != (undisturbed / "test.jsonl").read_bytes()
 
 
@@ -180,7 +176,8 @@ def test_other_numbers_of_rows_use_the_episodes_that_are_there(undisturbed, trou
     (out / "episodes.jsonl").write_bytes((undisturbed / "episodes.jsonl").read_bytes())
     collect(configure(out, labelled=10, unlabelled=30))
     assert not played(folder)
-    assert_same(out, undisturbed, "test.jsonl", "validation.jsonl", "test_tasks.jsonl")
+    held_out = ("test.jsonl", "validation.jsonl", "test_tasks.jsonl")
+    assert digests(out, *held_out) == digests(undisturbed, *held_out)
 
 
 def test_the_number_of_processes_changes_nothing(undisturbed, tmp_path):
@@ -188,7 +185,7 @@ def test_the_number_of_processes_changes_nothing(undisturbed, tmp_path):
         config = configure(tmp_path / str(processes))
         config.processes = processes
         collect(config)
-        assert_same(tmp_path / str(processes), undisturbed)
+        assert digests(tmp_path / str(processes)) == digests(undisturbed)
 
 
 def test_every_file_is_read_by_datasets(undisturbed, tmp_path):
