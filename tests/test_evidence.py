@@ -1,0 +1,158 @@
+"""recipes/evidence.py without its hours: what each run is told, what is kept of it, and the tables made of that.
+
+Not shown: the figures of docs/evidence themselves.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from swirl_nemo.settings import compose
+
+WORLDS = ("minigrid", "bfcl", "miniwob", "scienceworld", "minigrid_images")
+
+
+@pytest.fixture
+def evidence(recipe, tmp_path, monkeypatch):
+    """The recipe in an empty folder, and what it would have started."""
+    started = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(recipe, "execute", lambda command, folder, chosen: started.append((command, folder, chosen)))
+    recipe.started = started
+    return recipe
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "recipes"))
+    yield importlib.import_module("evidence_tables")
+    sys.modules.pop("evidence_tables")
+
+
+def keep(recipe, run: str, seed: int, **found) -> None:
+    path = recipe.KEPT / "bfcl" / f"{run}-{seed}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+
+
+def held_out(**exact: float) -> dict:
+    """Both roles' figures of models; the IDM's are half of the FWM's."""
+    metrics = ("exact_match", "token_f1", "gold_logprob")
+    return {
+        role: {metric: {model: value * factor for model, value in exact.items()} for metric in metrics}
+        for role, factor in (("fwm", 1.0), ("idm", 0.5))
+    }
+
+
+def kept_run(swirl: float, state_only: int = 4000, **exact: float) -> dict:
+    return {
+        "held_out": held_out(swirl=swirl, **exact),
+        "cycle_consistency": {"swirl": swirl, **exact},
+        "further": {},
+        "lookahead": {},
+        "samples": [],
+        "seconds": 100,
+        "labels_used": 30,
+        "state_only": state_only,
+        "kept": {"fwm": 2, "idm": 1},
+    }
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_runs_of_a_seed_differ_from_swirl_in_what_their_name_says(evidence, world):
+    def told(run: str):
+        return compose(evidence.settings(world, run, 2))
+
+    swirl = told("swirl")
+    assert swirl.run.seed == 2 and swirl.pretrain.steps == swirl.warmup.steps == 0
+    assert swirl.model.fwm == f"runs/evidence/{world}-warmup-2/checkpoints/warmup/fwm"
+    assert swirl.alternation.iterations == 3 and len(swirl.alternation.baselines) == 4
+    assert swirl.eval.horizon == compose([f"experiment={world}"]).eval.horizon
+    assert told("no_gradient").phase.fwm.policy_gradient == 0 and told("no_gradient").phase.idm == swirl.phase.idm
+    assert told("permuted").phase.fwm.permute_advantages and not swirl.phase.fwm.permute_advantages
+    assert [role.name for role in told("phase_1").alternation.order] == ["fwm"]
+    assert [role.name for role in told("phase_2").alternation.order] == ["idm"]
+    assert (told("states-250").data.max_unlabelled, told("states-1000").data.max_unlabelled) == (250, 1000)
+    for run in ("no_gradient", "permuted", "phase_1", "phase_2", "states-250"):
+        assert told(run).alternation.baselines == [] and told(run).model == swirl.model
+    assert told("permuted").eval.horizon == 0
+
+
+def test_shared_weights_are_warmed_up_together_from_the_base(evidence):
+    cfg = compose(evidence.settings("bfcl", "shared", 3))
+    assert cfg.model.weights.name == "shared" and cfg.warmup.steps == compose(["experiment=bfcl"]).warmup.steps > 0
+    assert cfg.model.fwm == "runs/evidence/bfcl-base-0/checkpoints/warmup/fwm"
+    assert [baseline.name for baseline in cfg.alternation.baselines] == ["continued_sft"]
+
+
+def test_equal_time_has_the_steps_that_the_gradient_would_have_cost(evidence):
+    keep(evidence, "swirl", 1, step_seconds={"fwm": 300.0})
+    keep(evidence, "no_gradient", 1, step_seconds={"fwm": 120.0})
+    cfg = compose(evidence.settings("bfcl", "equal_time", 1))
+    assert cfg.phase.fwm.policy_gradient == 0
+    assert cfg.phase.fwm.steps == round(compose(["experiment=bfcl"]).phase.fwm.steps * 300 / 120)
+
+
+def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
+    keep(evidence, "swirl", 1, done=True)
+    evidence.train("bfcl", "swirl", 1, [])
+    assert evidence.started == []
+
+    folder = evidence.folder_of("bfcl", "swirl", 2)
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text('{"seconds": 7}')
+    lines = [
+        {"eval": True, "split": "validation", "iteration": 0, "fwm/exact_match": 0.5},
+        {"phase": "fwm", "seconds/step": 1.5},
+        {"phase": "fwm", "seconds/step": 2.0},
+        {"phase": "idm", "seconds/step": 0.25},
+        {"eval": True, "split": "test", "fwm/exact_match": 0.25},
+        {"loss": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    row = {"role": "fwm", "x": "a", "z": "go", "y": "b", "prediction": "b", "correct": True}
+    said = [row | {"stage": stage, "logprob": -1.0} for stage in ("test, swirl", "validation, swirl")]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
+    evidence.train("bfcl", "swirl", 2, [])
+    assert evidence.started == []  # it had ended: only its figures were missing
+    assert json.loads((evidence.KEPT / "bfcl" / "swirl-2.json").read_text()) == {
+        "seconds": 7,
+        "validation": lines[:1],
+        "step_seconds": {"fwm": 3.5, "idm": 0.25},
+        "samples": [row | {"stage": "test, swirl"}],
+    }
+
+    with pytest.raises(FileNotFoundError):  # started, and nothing came of it
+        evidence.train("bfcl", "swirl", 3, [])
+    ((command, folder, chosen),) = evidence.started
+    assert command == "train" and folder.name == "bfcl-swirl-3" and "run.seed=3" in chosen
+
+
+def test_a_run_that_fails_ends_the_recipe_and_names_its_log(recipe, tmp_path):
+    with pytest.raises(SystemExit, match=r"bfcl-swirl-1 ended with code 2: see .*bfcl-swirl-1\.log"):
+        recipe.execute("train", tmp_path / "bfcl-swirl-1", ["phase.fwm.stepz=1"])
+    assert "phase.fwm.stepz" in (tmp_path / "bfcl-swirl-1.log").read_text()
+
+
+def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
+    keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4, continued_sft=0.5))
+    keep(evidence, "swirl", 2, **kept_run(0.8, warmup=0.5, continued_sft=0.4))
+    keep(evidence, "no_gradient", 1, **kept_run(0.3, warmup=0.4))
+    keep(evidence, "states-250", 1, **kept_run(0.45, state_only=250, warmup=0.4))
+    tables.main("bfcl")
+    lines = (evidence.KEPT / "bfcl.md").read_text().splitlines()
+    assert any(line.startswith("| SWIRL | 2 | 70.0 (60.0 to 80.0) |") for line in lines)
+    assert any(line.startswith("| warm-up | 2 | 45.0 (40.0 to 50.0) |") for line in lines)
+    assert any(line.startswith("| SWIRL, Phase I's policy gradient off | 1 | 30.0 |") for line in lines)
+    gains = [line for line in lines if line.startswith("| 2 | FWM")]
+    assert gains == ["| 2 | FWM | 80.0 | 2 | +60.0 | +100.0 | - |"]
+    curve = lines[next(i for i, line in enumerate(lines) if line.startswith("| state-only")) + 2 :]
+    assert curve[0].startswith("| 250 | 40.0 | - | 45.0 | 20.0 |") and curve[1].startswith("| 4000 | 45.0 (")
+
+
+def test_tables_of_a_world_without_runs_say_how_to_make_them(evidence, tables):
+    with pytest.raises(SystemExit, match="no swirl-SEED.json: run python recipes/evidence.py bfcl"):
+        tables.main("bfcl")
