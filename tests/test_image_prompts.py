@@ -62,6 +62,15 @@ def image_tokens(folder, codes: list[int]) -> list[int]:
     return [tokens.begin, *(FIRST + code for code in codes), tokens.end]
 
 
+@pytest.mark.parametrize(
+    "other", ["", "left", image_text(X) + image_text(Y), image_text(X)[:-1], "left " + image_text(X)]
+)
+def test_an_image_is_codes_between_its_ends_and_nothing_else(other):
+    assert image_codes(image_text(X)) == X
+    assert image_codes(other) is None
+    assert image_codes(image_text(X).replace(code_text(9), "left")) is None
+
+
 def test_prompts_hold_images_between_begin_and_end(folder):
     """Token by token against the tokenizer's own encoding of what stands between images."""
     tokenizer, prompter = load_tokenizer(folder), prompter_of(folder)
