@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -10,7 +11,7 @@ import pytest
 
 from swirl_nemo.collection import CollectConfig, collect
 from swirl_nemo.settings import compose
-from swirl_nemo.worlds.scienceworld import ScienceWorld, State, parse_state, trim
+from swirl_nemo.worlds.scienceworld import DOOR, DOOR_FACT, ScienceWorld, State, one_name, parse_state, trim
 
 LOOK = """This room is called the kitchen. In it, you see:
 \tthe agent
@@ -87,6 +88,31 @@ def test_without_java_or_the_package_there_is_one_line(monkeypatch, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("open door", "open door to hallway"),
+        ("close hallway door", "close door to hallway"),
+        ("open door to hallway", "open door to hallway"),
+        ("go to door", "go to hallway"),
+        ("go to door to hallway", "go to hallway"),
+        ("go to hallway door", "go to hallway"),
+        ("go to hallway", "go to hallway"),
+        ("open oven door", "open oven door"),  # leads nowhere
+        ("mix door", "mix door"),
+        ("open cupboard", "open cupboard"),
+    ],
+)
+def test_a_door_has_one_name(said, named):
+    assert one_name(said, KITCHEN) == named
+
+
+def test_a_door_among_several_is_not_guessed():
+    more = replace(KITCHEN, things=(*KITCHEN.things, "A door to the art studio (that is closed)"))
+    assert one_name("open door", more) == "open door"
+    assert one_name("open art studio door", more) == "open door to art studio"
+
+
 @pytest.fixture(scope="module")
 def simulator(tmp_path_factory):
     if shutil.which("java") is None:
@@ -111,6 +137,25 @@ def test_the_simulator_steps_and_refuses(simulator):
     assert set(before.things) ^ set(after.things) == {closed, closed.replace("closed", "open")}
     with pytest.raises(ValueError, match="scienceworld: 'fly to moon' is not possible in the .*"):
         simulator.step(after, "fly to moon")
+
+
+@pytest.mark.slow
+def test_the_simulator_takes_the_one_name_of_every_door(simulator):
+    """In a hallway of several doors, and in rooms of one; gone through there and back."""
+    state, through, rng = simulator.start("find-non-living-thing 1", gold=False, seed=0), set(), Random(1)
+    for _ in range(12):
+        place = rng.choice([match[1] for fact in state.things if (match := DOOR_FACT.match(fact))])
+        if f"A door to the {place} (that is closed)" in state.things:
+            assert f"open door to {place}" in simulator.legal_actions(state)
+            state = simulator.step(state, f"open door to {place}")
+        assert f"A door to the {place} (that is open)" in state.things
+        legal = simulator.legal_actions(state)
+        assert {f"close door to {place}", f"go to {place}"} <= set(legal)
+        assert not [name for name in legal if DOOR.fullmatch(name) and " door to " not in name]
+        state = simulator.step(state, f"go to {place}")
+        assert state.room == place
+        through.add(place)
+    assert len(through) > 2
 
 
 @pytest.mark.slow

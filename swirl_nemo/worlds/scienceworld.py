@@ -27,6 +27,8 @@ SEPARATOR = "\n"
 JVM_OPTIONS = "-XX:+UnlockExperimentalVMOptions -XX:hashCode=2"
 SCENERY = ("the agent", "a substance called air")  # seen in every room
 OBSERVING = {"look", "examine", "inventory", "task", "wait", "wait1", "focus", "reset"}  # verbs that change no thing
+DOOR_FACT = re.compile(r"A door to the (.+?) \(")
+DOOR = re.compile(r"(open|close|go to) (?:door to (.+)|(.+) door|door)")
 FUNCTION_WORDS = {"a", "an", "the", "to", "in", "on", "into", "of", "with", "is", "containing", "inventory"}
 
 
@@ -73,6 +75,22 @@ def trim(before: State, action: str, after: State, context: int, rng: Random) ->
         for state, told in ((before, facts), (after, next_facts))
     )
     return Step(x, action, y)
+
+
+def one_name(action: str, state: State) -> str:
+    """Doors by the place that they lead to: "open door to kitchen", "close door to kitchen", "go to kitchen".
+
+    The simulator has "door", "door to kitchen" and "kitchen door", whichever is shortest and clear among all that is
+    in the room, and gold paths have others: which one was used, nobody can tell from the states. It takes any.
+    """
+    places = dict.fromkeys(match[1] for fact in state.things if (match := DOOR_FACT.match(fact)))
+    match = DOOR.fullmatch(action)
+    if match is None:
+        return action
+    named = match[2] or match[3] or (next(iter(places)) if len(places) == 1 else None)
+    if named not in places:
+        return action
+    return f"go to {named}" if match[1] == "go to" else f"{match[1]} door to {named}"
 
 
 def _words(text: str) -> set[str]:
@@ -122,8 +140,9 @@ class ScienceWorld(World[ScienceWorldConfig]):
     def legal_actions(self, state: State) -> list[str]:
         """Sorted; without the verbs that only observe. Some still change nothing, as the simulator lists them."""
         assert state is self._now, "the simulator stands at another state"
-        listed = {entry["action"] for entry in self._env().get_valid_action_object_combinations_with_templates()}
-        return sorted(action for action in listed if action.split()[0] not in OBSERVING)
+        listed = self._env().get_valid_action_object_combinations_with_templates()
+        names = {one_name(entry["action"], state) for entry in listed}
+        return sorted(action for action in names if action.split()[0] not in OBSERVING)
 
     def step(self, state: State, action: str) -> State:
         assert state is self._now, "the simulator stands at another state"
@@ -159,7 +178,7 @@ class ScienceWorld(World[ScienceWorldConfig]):
         state = self.start(task, gold, rng.getrandbits(31))
         path = self._env().get_gold_action_sequence() if gold else [None] * config.episode_steps
         for planned in path[: config.episode_steps]:
-            action = planned or self.sample_action(state, rng)
+            action = one_name(planned, state) if planned else self.sample_action(state, rng)
             _, after = self._send(action)  # gold paths hold actions that fail: they change nothing
             step = trim(state, action, after, config.context_facts, rng)
             # A number answers the simulator's question which of several things was meant; it is no action by itself.
