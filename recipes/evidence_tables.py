@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""The tables of docs/evidence/NAME.md from what `recipes/evidence.py NAME` kept: means over seeds, and their spread.
+"""The tables of docs/ and of README.md from what `recipes/evidence.py` kept in docs/evidence.
 
-Command: python recipes/evidence_tables.py minigrid        (writes docs/evidence/minigrid.md)
+Command: python recipes/evidence_tables.py
+Expect: docs/evidence/NAME.md of each experiment, and what stands between `<!-- table: ... -->` and `<!-- end -->` in
+docs/results.md and README.md. tests/test_evidence.py compares them with the files.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +17,15 @@ from swirl_nemo.data.facts import difference
 from swirl_nemo.evaluation.metrics import METRICS, MODELS
 from swirl_nemo.settings import compose
 
-KEPT = Path("docs/evidence")
+KEPT, FILLED = Path("docs/evidence"), ("docs/results.md", "README.md")
+EXPERIMENTS = {
+    "minigrid": "MiniGrid",
+    "bfcl": "BFCL",
+    "miniwob": "MiniWoB++",
+    "scienceworld": "ScienceWorld",
+    "minigrid_images": "MiniGrid in pictures",
+}
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 RUNS = {
     "swirl": "SWIRL",
     "no_gradient": "SWIRL, Phase I's policy gradient off",
@@ -80,19 +91,58 @@ def main_table(kept: Kept) -> str:
     return table(head, rows)
 
 
-def gains(kept: Kept) -> str:
-    """SWIRL over warm-up and over each baseline, relative, seed by seed."""
+def seeds(kept: Kept) -> str:
+    """Exact match, seed by seed: the best of SWIRL and what has no more labels in bold, the gain over warm-up."""
+    models = {name: title for name, title in MODELS.items() if name not in ("swirl", "all_labels")}
+    ablations = {run: title for run, title in RUNS.items() if run != "swirl" and run in kept}
     rows = []
-    for seed, run in sorted(kept["swirl"].items()):
-        for role in ("fwm", "idm"):
+    for role in ("fwm", "idm"):
+        for seed, run in sorted(kept["swirl"].items()):
             exact = run["held_out"][role]["exact_match"]
-            others = [exact.get(model) for model in ("warmup", "continued_sft", "pseudo_labels")]
-            kept_after = run["kept"].get(role, "last")
-            over = ["-" if not value else f"{100 * (exact['swirl'] / value - 1):+.1f}" for value in others]
-            rows.append([str(seed), role.upper(), f"{100 * exact['swirl']:.1f}", str(kept_after), *over])
-    names = ("warm-up", "continued SFT", "pseudo-label SFT")
-    head = ["seed", "role", "SWIRL", "kept after iteration", *(f"over {name}, %" for name in names)]
-    return table(head, rows)
+            best = max(exact[model] for model in (*models, "swirl") if model in exact)
+            shown = [_exact(exact.get(model), best) for model in (*models, "swirl")]
+            shown[-1] += f" ({relative(exact['swirl'], exact['warmup'])})"
+            same = [kept[name].get(seed) for name in ablations]
+            others = [_exact(one and one["held_out"][role]["exact_match"]["swirl"]) for one in same]
+            after = str(run["kept"].get(role, "last"))
+            rows.append([str(seed), role.upper(), *shown, after, *others, _exact(exact.get("all_labels"))])
+    head = [*models.values(), "SWIRL", "kept after iteration", *ablations.values(), MODELS["all_labels"]]
+    return table(["seed", "", *head], rows)
+
+
+def _exact(value: float | None, best: float | None = None) -> str:
+    text = "-" if value is None else f"{100 * value:.1f}"
+    return f"**{text}**" if value is not None and value == best else text
+
+
+def relative(value: float, start: float) -> str:
+    return f"{100 * (value / start - 1):+.0f}%"
+
+
+def summary(all_kept: dict[str, Kept]) -> str:
+    """Exact match in each world, means over seeds."""
+    names = ("warmup", "continued_sft", "pseudo_labels", "swirl", "all_labels")
+    rows = []
+    for experiment, kept in all_kept.items():
+        runs = list(kept["swirl"].values())
+        for role in ("fwm", "idm"):
+            values = [[run["held_out"][role]["exact_match"].get(name) for run in runs] for name in names]
+            shown = [cell(value) for value in values]
+            warmup, swirl = (fmean(values[names.index(name)]) for name in ("warmup", "swirl"))
+            shown[names.index("swirl")] += f", {relative(swirl, warmup)}"
+            first = f"{EXPERIMENTS[experiment]}, {runs[0]['labels_used']}, {len(runs)}" if role == "fwm" else ""
+            rows.append([first, role.upper(), *shown])
+    return table(["world, labels, seeds", "", *(MODELS[name] for name in names)], rows)
+
+
+def filled(text: str, all_kept: dict[str, Kept]) -> str:
+    """`text` with its marked tables made anew."""
+
+    def make(match: re.Match) -> str:
+        made = summary(all_kept) if match[2] == "summary" else seeds(all_kept[match[2]])
+        return f"{match[1]}\n{made}\n{match[3]}"
+
+    return MARKED.sub(make, text)
 
 
 def further(kept: Kept) -> str:
@@ -185,27 +235,39 @@ def _sample(kind: str, pair: tuple[dict, dict], separator: str) -> list[str]:
     return [row["role"].upper(), kind, *texts]
 
 
-def main(experiment: str) -> None:
-    kept = read(experiment)
-    if "swirl" not in kept:
-        sys.exit(f"{KEPT / experiment} has no swirl-SEED.json: run python recipes/evidence.py {experiment}")
+def page(experiment: str, kept: Kept) -> str:
     some = next(iter(kept["swirl"].values()))
+    separator = compose([f"experiment={experiment}"]).data.fact_separator
     parts = {
         f"Test split, {some['labels_used']} labels, {some['state_only']} state-only transitions": main_table(kept),
-        "Gains in exact match, seed by seed": gains(kept),
+        "Exact match, seed by seed, %": seeds(kept),
         "Other test splits, exact match, %": further(kept),
         "Looking ahead": ahead(kept),
         "Exact match against state-only transitions, %": efficiency(kept),
-        f"Samples of seed {min(kept['swirl'])}": samples(
-            kept, compose([f"experiment={experiment}"]).data.fact_separator
-        ),
+        f"Samples of seed {min(kept['swirl'])}": samples(kept, separator),
         "Cost": costs(kept),
     }
-    text = f"# {experiment}\n\nBy `python recipes/evidence_tables.py {experiment}`. Means over seeds (least to most).\n"
-    text += "".join(f"\n## {title}\n\n{part}" for title, part in parts.items() if part)
-    KEPT.joinpath(f"{experiment}.md").write_text(text)
-    print(text)
+    text = f"# {EXPERIMENTS[experiment]}\n\nBy `python recipes/evidence_tables.py`. Means over seeds (least to most).\n"
+    return text + "".join(f"\n## {title}\n\n{part}" for title, part in parts.items() if part)
+
+
+def read_all() -> dict[str, Kept]:
+    found = {experiment: read(experiment) for experiment in EXPERIMENTS}
+    return {experiment: kept for experiment, kept in found.items() if "swirl" in kept}
+
+
+def main() -> None:
+    all_kept = read_all()
+    if not all_kept:
+        sys.exit(f"{KEPT}: no EXPERIMENT/swirl-SEED.json: run python recipes/evidence.py minigrid --runs swirl")
+    for experiment, kept in all_kept.items():
+        KEPT.joinpath(f"{experiment}.md").write_text(page(experiment, kept))
+        print(KEPT / f"{experiment}.md")
+    for name in FILLED:
+        if Path(name).is_file():
+            Path(name).write_text(filled(Path(name).read_text(), all_kept))
+            print(name)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -23,4 +23,4 @@ PYTHON
   swirl import models/minigrid_images_hf models/minigrid_images --images 256:9x8
 }
 python recipes/evidence.py minigrid_images --runs swirl "$@"
-python recipes/evidence_tables.py minigrid_images
+python recipes/evidence_tables.py

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from workers.layouts import TESTS
 
 from swirl_nemo.settings import compose
 
@@ -139,20 +140,44 @@ def test_a_run_that_fails_ends_the_recipe_and_names_its_log(recipe, tmp_path):
 
 def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
     keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4, continued_sft=0.5))
-    keep(evidence, "swirl", 2, **kept_run(0.8, warmup=0.5, continued_sft=0.4))
+    keep(evidence, "swirl", 2, **kept_run(0.8, warmup=0.5, continued_sft=0.4, pseudo_labels=0.9, all_labels=1.0))
     keep(evidence, "no_gradient", 1, **kept_run(0.3, warmup=0.4))
     keep(evidence, "states-250", 1, **kept_run(0.45, state_only=250, warmup=0.4))
-    tables.main("bfcl")
+    Path("README.md").write_text("a\n<!-- table: summary -->\nold\n<!-- end -->\nb\n")
+    tables.main()
     lines = (evidence.KEPT / "bfcl.md").read_text().splitlines()
     assert any(line.startswith("| SWIRL | 2 | 70.0 (60.0 to 80.0) |") for line in lines)
     assert any(line.startswith("| warm-up | 2 | 45.0 (40.0 to 50.0) |") for line in lines)
     assert any(line.startswith("| SWIRL, Phase I's policy gradient off | 1 | 30.0 |") for line in lines)
-    gains = [line for line in lines if line.startswith("| 2 | FWM")]
-    assert gains == ["| 2 | FWM | 80.0 | 2 | +60.0 | +100.0 | - |"]
+    assert [line for line in lines if line.startswith(("| 1 | FWM", "| 2 | FWM"))] == [
+        "| 1 | FWM | 40.0 | 50.0 | - | - | **60.0** (+50%) | 2 | 30.0 | - |",
+        "| 2 | FWM | 50.0 | 40.0 | **90.0** | - | 80.0 (+60%) | 2 | - | 100.0 |",
+    ]
     curve = lines[next(i for i, line in enumerate(lines) if line.startswith("| state-only")) + 2 :]
     assert curve[0].startswith("| 250 | 40.0 | - | 45.0 | 20.0 |") and curve[1].startswith("| 4000 | 45.0 (")
+    assert Path("README.md").read_text().splitlines() == [
+        *("a", "<!-- table: summary -->", ""),
+        "| world, labels, seeds |  | warm-up | continued SFT | pseudo-label SFT | SWIRL | all labels |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| BFCL, 30, 2 | FWM | 45.0 (40.0 to 50.0) | 45.0 (40.0 to 50.0) | 90.0 | 70.0 (60.0 to 80.0), +56% | 100.0 |",
+        "|  | IDM | 22.5 (20.0 to 25.0) | 22.5 (20.0 to 25.0) | 45.0 | 35.0 (30.0 to 40.0), +56% | 50.0 |",
+        *("", "<!-- end -->", "b"),
+    ]
 
 
-def test_tables_of_a_world_without_runs_say_how_to_make_them(evidence, tables):
-    with pytest.raises(SystemExit, match="no swirl-SEED.json: run python recipes/evidence.py bfcl"):
-        tables.main("bfcl")
+def test_without_runs_the_tables_say_how_to_make_them(evidence, tables):
+    with pytest.raises(SystemExit, match="no EXPERIMENT/swirl-SEED.json: run python recipes/evidence.py"):
+        tables.main()
+
+
+def test_the_tables_in_the_documents_are_those_of_the_recorded_runs(tables, monkeypatch):
+    monkeypatch.chdir(TESTS.parent)
+    found = tables.read_all()
+    for experiment, kept in found.items():
+        assert (tables.KEPT / f"{experiment}.md").read_text() == tables.page(experiment, kept)
+    marked = []
+    for name in tables.FILLED:
+        text = Path(name).read_text()
+        assert tables.filled(text, found) == text, f"{name}: run python recipes/evidence_tables.py"
+        marked += [match[2] for match in tables.MARKED.finditer(text)]
+    assert sorted(marked) == sorted([*found, "summary"])
