@@ -71,6 +71,15 @@ def test_an_image_is_codes_between_its_ends_and_nothing_else(other):
     assert image_codes(image_text(X).replace(code_text(9), "left")) is None
 
 
+def test_characters_and_tokens_are_inverse():
+    images = ImageTokens(begin=7, end=9, first_code=FIRST, codes=CODES, rows=2, columns=4)
+    text = image_text(X) + image_text(Y)
+    tokens = images.encode(text, "t")
+    assert tokens == [7, *(FIRST + code for code in X), 9, 7, *(FIRST + code for code in Y), 9]
+    assert "".join(map(images.character, tokens)) == text
+    assert [images.character(token) for token in (0, FIRST - 1, FIRST + CODES)] == [None] * 3
+
+
 def test_prompts_hold_images_between_begin_and_end(folder):
     """Token by token against the tokenizer's own encoding of what stands between images."""
     tokenizer, prompter = load_tokenizer(folder), prompter_of(folder)
