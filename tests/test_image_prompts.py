@@ -125,6 +125,14 @@ def test_masks_keep_text_and_images_apart(folder):
         prompter.allowed(FWM, 505)
 
 
+@pytest.mark.parametrize("ends", [{"begin": FIRST}, {"end": FIRST}, {"begin": 8, "end": 8}])
+def test_ends_of_an_image_are_two_tokens_and_no_codes(ends):
+    numbers = {"begin": FIRST - 2, "end": FIRST - 1, "first_code": FIRST, "codes": CODES, "rows": 2, "columns": 4}
+    ImageTokens(**numbers).check("here")
+    with pytest.raises(ValueError, match="here: begin .* must be two tokens below the codes"):
+        ImageTokens(**numbers | ends).check("here")
+
+
 def test_a_model_cannot_make_up_a_code_in_text(tmp_path):
     """Byte by byte, a byte-level tokenizer can spell every character."""
     bpe_tokenizer(["left"], 300).save_pretrained(tmp_path)
