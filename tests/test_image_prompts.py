@@ -229,10 +229,22 @@ def test_rows_of_codes_and_of_a_memory_map(tmp_path):
     assert [(row.x, row.y, row.history) for row in found] == [
         (x, y, ()), ("a room", x, ()), (x, y, ()), (y, x, (x,)),
     ]  # fmt: skip
-    for number, message in {9: "the file has 2 images: tokenize again", "x": "is a picture, not its codes"}.items():
+    many, none = "the file has 2 images: tokenize again", "is a picture, not its codes"
+    for number, message in {2: many, 9: many, "x": none}.items():
         path.write_text(json.dumps(rows[0] | {"x": {"image": f"codes.npy#{number}"}}) + "\n")
         with pytest.raises(ValueError, match=f"rows.jsonl:1: x: codes.npy#{number}.*{message}"):
             TransitionFile(path, None)
+
+
+def test_images_of_one_file_have_one_length(tmp_path):
+    path, row = tmp_path / "rows.jsonl", {"z": "left", "world": "w", "t": 0, "episode": "e"}
+    rows = [{"id": "a", "x": {"image": X}, "y": {"image": Y}, **row}, {"id": "b", "x": {"image": X}, "y": "x", **row}]
+    rows.append({"id": "c", "x": "x", "y": {"image": Y[:-1]}, **row})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"rows.jsonl:3: y: an image of 7 codes, the first has 8: give one length"):
+        TransitionFile(path, None)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:2]))
+    assert len(TransitionFile(path, None)) == 2
 
 
 def test_an_image_tokenizer_must_be_the_models_own(folder):
