@@ -236,6 +236,24 @@ def test_rows_of_codes_and_of_a_memory_map(tmp_path):
             TransitionFile(path, None)
 
 
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros(8, dtype=np.uint16), r"uint16 of shape \[8\] are no codes: tokenize again"),
+        (np.zeros((2, 8)), r"float64 of shape \[2, 8\] are no codes: tokenize again"),
+        (None, "cannot be read as codes"),
+    ],
+)
+def test_a_file_of_codes_holds_rows_of_whole_numbers(tmp_path, codes, message):
+    (tmp_path / "codes.npy").write_bytes(b"no array")
+    if codes is not None:
+        np.save(tmp_path / "codes.npy", codes)
+    row = {"id": "a", "x": {"image": "codes.npy#0"}, "y": "b", "z": "left", "world": "w", "t": 0, "episode": "e"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"rows.jsonl:1: x: .*codes.npy: {message}"):
+        TransitionFile(tmp_path / "rows.jsonl", None)
+
+
 def test_images_of_one_file_have_one_length(tmp_path):
     path, row = tmp_path / "rows.jsonl", {"z": "left", "world": "w", "t": 0, "episode": "e"}
     rows = [{"id": "a", "x": {"image": X}, "y": {"image": Y}, **row}, {"id": "b", "x": {"image": X}, "y": "x", **row}]
