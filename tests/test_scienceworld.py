@@ -1,6 +1,7 @@
 """ScienceWorld: reading and trimming its descriptions, then the real simulator."""
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -137,6 +138,22 @@ def test_the_simulator_steps_and_refuses(simulator):
     assert set(before.things) ^ set(after.things) == {closed, closed.replace("closed", "open")}
     with pytest.raises(ValueError, match="scienceworld: 'fly to moon' is not possible in the .*"):
         simulator.step(after, "fly to moon")
+
+
+@pytest.mark.slow
+def test_a_listed_action_that_the_simulator_does_not_understand_changes_nothing(simulator):
+    """Two cups of paint of one colour, one of them in a cupboard: it lists names that it then does not know."""
+    state = simulator.start("chemistry-mix-paint-secondary-color 1", gold=False, seed=0)
+    for action in ("open door to hallway", "go to hallway", "open door to art studio", "go to art studio"):
+        if action in simulator.legal_actions(state):
+            state = simulator.step(state, action)
+    assert state.room == "art studio"
+    listed = [action for action in simulator.legal_actions(state) if re.match("move cup.* in cupboard$", action)]
+    refused = (action for action in listed if simulator._env().server.step(action).startswith("No known action"))
+    action = next(refused)
+    before = simulator._observe()
+    after = simulator.step(before, action)
+    assert replace(after, moves=before.moves) == before
 
 
 @pytest.mark.slow
