@@ -37,6 +37,7 @@ RUNS = {
 }
 TITLES = {"exact_match": "exact match, %", "token_f1": "token F1, %", "gold_logprob": "gold log-prob, nats"}
 SPLITS = {"test_combinations": "combinations without a label", "test_tasks": "tasks never seen"}
+LONGEST = 200  # characters of a sample: a small model can say one fact twenty times
 Kept = dict[str, dict[int, dict]]  # by run and seed
 
 
@@ -165,7 +166,8 @@ def ahead(kept: Kept) -> str:
     ]
     found = [(name, parts) for name, parts in found if parts]
     text = ""
-    if horizons := [(name, [part["horizon"] for part in parts if "horizon" in part]) for name, parts in found]:
+    horizons = [(name, [part["horizon"] for part in parts if "horizon" in part]) for name, parts in found]
+    if horizons := [(name, parts) for name, parts in horizons if parts]:
         rows = []
         for name, parts in horizons:
             for metric in ("exact_match", "token_f1"):
@@ -231,7 +233,8 @@ def _sample(kind: str, pair: tuple[dict, dict], separator: str) -> list[str]:
         said = [row["z"], change, *(difference(row["x"], one["prediction"], separator) for one in pair)]
     else:
         said = [change, row["z"], *(one["prediction"] for one in pair)]
-    texts = (text.replace("|", "\\|").replace("\n", "; ") for text in (row["x"], *said))
+    short = (text if len(text) <= LONGEST else f"{text[:LONGEST]}..." for text in (row["x"], *said))
+    texts = (text.replace("|", "\\|").replace("\n", "; ") for text in short)
     return [row["role"].upper(), kind, *texts]
 
 

@@ -165,6 +165,29 @@ def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
     ]
 
 
+@pytest.mark.parametrize("rolled", [True, False])
+def test_what_was_not_rolled_forward_has_no_table_of_it(evidence, tables, rolled):
+    horizon = [{"k": 1, "exact_match": 0.5, "token_f1": 0.75, "unmoved/token_f1": 0.25}]
+    model = {"planning": {"fwm": 0.5, "random": 0.1, "oracle": 0.9}} | ({"horizon": horizon} if rolled else {})
+    run = kept_run(0.6, warmup=0.4) | {"lookahead": {"warmup": model, "swirl": model}}
+    keep(evidence, "swirl", 1, **run)
+    tables.main()
+    text = (evidence.KEPT / "bfcl.md").read_text()
+    assert "| FWM, SWIRL | 50.0 |\n| random | 10.0 |\n| oracle | 90.0 |" in text
+    assert ("| after k steps |  | 1 |" in text) is ("| SWIRL | exact match, % | 50.0 |" in text) is rolled
+
+
+def test_samples_of_a_cell_are_cut(evidence, tables):
+    row = {"role": "idm", "x": "a", "z": "go", "y": "b", "prediction": "go " * 100, "correct": False}
+    said = [row | {"stage": f"test, {model}"} for model in ("warmup", "swirl")]
+    keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4) | {"samples": said})
+    tables.main()
+    (line,) = (
+        line for line in (evidence.KEPT / "bfcl.md").read_text().splitlines() if line.startswith("| IDM | wrong")
+    )
+    assert max(map(len, line.split("|"))) == len(" ... ") + tables.LONGEST
+
+
 def test_without_runs_the_tables_say_how_to_make_them(evidence, tables):
     with pytest.raises(SystemExit, match="no EXPERIMENT/swirl-SEED.json: run python recipes/evidence.py"):
         tables.main()
