@@ -18,7 +18,7 @@ from swirl_nemo.evaluation.metrics import METRICS, MODELS
 from swirl_nemo.settings import compose
 
 KEPT, FILLED = Path("docs/evidence"), ("docs/results.md", "README.md")
-EXPERIMENTS = {
+EXPERIMENTS = {  # in this order; others after them, under their own name
     "minigrid": "MiniGrid",
     "bfcl": "BFCL",
     "miniwob": "MiniWoB++",
@@ -131,7 +131,11 @@ def summary(all_kept: dict[str, Kept]) -> str:
             shown = [cell(value) for value in values]
             warmup, swirl = (fmean(values[names.index(name)]) for name in ("warmup", "swirl"))
             shown[names.index("swirl")] += f", {relative(swirl, warmup)}"
-            first = f"{EXPERIMENTS[experiment]}, {runs[0]['labels_used']}, {len(runs)}" if role == "fwm" else ""
+            first = (
+                f"{EXPERIMENTS.get(experiment, experiment)}, {runs[0]['labels_used']}, {len(runs)}"
+                if role == "fwm"
+                else ""
+            )
             rows.append([first, role.upper(), *shown])
     return table(["world, labels, seeds", "", *(MODELS[name] for name in names)], rows)
 
@@ -250,12 +254,14 @@ def page(experiment: str, kept: Kept) -> str:
         f"Samples of seed {min(kept['swirl'])}": samples(kept, separator),
         "Cost": costs(kept),
     }
-    text = f"# {EXPERIMENTS[experiment]}\n\nBy `python recipes/evidence_tables.py`. Means over seeds (least to most).\n"
-    return text + "".join(f"\n## {title}\n\n{part}" for title, part in parts.items() if part)
+    title = EXPERIMENTS.get(experiment, experiment)
+    text = f"# {title}\n\nBy `python recipes/evidence_tables.py`. Means over seeds (least to most).\n"
+    return text + "".join(f"\n## {name}\n\n{part}" for name, part in parts.items() if part)
 
 
 def read_all() -> dict[str, Kept]:
-    found = {experiment: read(experiment) for experiment in EXPERIMENTS}
+    others = sorted({path.parent.name for path in KEPT.glob("*/swirl-*.json")} - set(EXPERIMENTS))
+    found = {experiment: read(experiment) for experiment in (*EXPERIMENTS, *others)}
     return {experiment: kept for experiment, kept in found.items() if "swirl" in kept}
 
 

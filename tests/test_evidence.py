@@ -165,6 +165,15 @@ def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
     ]
 
 
+def test_an_experiment_of_ones_own_has_tables_too(evidence, tables):
+    keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4))
+    (evidence.KEPT / "bfcl").rename(evidence.KEPT / "quickstart")
+    assert list(tables.read_all()) == ["quickstart"]
+    tables.main()
+    assert (evidence.KEPT / "quickstart.md").read_text().startswith("# quickstart\n")
+    assert "| quickstart, 30, 1 | FWM | 40.0 |" in tables.summary(tables.read_all())
+
+
 @pytest.mark.parametrize("rolled", [True, False])
 def test_what_was_not_rolled_forward_has_no_table_of_it(evidence, tables, rolled):
     horizon = [{"k": 1, "exact_match": 0.5, "token_f1": 0.75, "unmoved/token_f1": 0.25}]

@@ -83,11 +83,11 @@ def one_name(action: str, state: State) -> str:
     The simulator has "door", "door to kitchen" and "kitchen door", whichever is shortest and clear among all that is
     in the room, and gold paths have others: which one was used, nobody can tell from the states. It takes any.
     """
-    places = dict.fromkeys(match[1] for fact in state.things if (match := DOOR_FACT.match(fact)))
     match = DOOR.fullmatch(action)
     if match is None:
         return action
-    named = match[2] or match[3] or (next(iter(places)) if len(places) == 1 else None)
+    places = [door[1] for fact in state.things if (door := DOOR_FACT.match(fact))]
+    named = match[2] or match[3] or (places[0] if len(places) == 1 else None)
     if named not in places:
         return action
     return f"go to {named}" if match[1] == "go to" else f"{match[1]} door to {named}"
