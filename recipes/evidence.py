@@ -140,6 +140,10 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--at-once", type=int, default=2, help="a run a core")
     asked = parser.parse_args()
+    try:
+        compose([f"experiment={asked.experiment}"])
+    except ValueError as error:
+        parser.error(str(error))
     make_base(asked.experiment)
     started: dict[tuple[str, int], Future] = {}
     with ThreadPoolExecutor(asked.at_once) as pool:  # in the order of RUNS, so what a run waits for has begun before it

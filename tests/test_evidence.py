@@ -138,6 +138,13 @@ def test_a_run_that_fails_ends_the_recipe_and_names_its_log(recipe, tmp_path):
     assert "phase.fwm.stepz" in (tmp_path / "bfcl-swirl-1.log").read_text()
 
 
+def test_an_unknown_experiment_is_one_line(recipe, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "nothing"])
+    with pytest.raises(SystemExit):
+        recipe.main()
+    assert "error: experiment=nothing: no such choice: give one of bfcl, " in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
     keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4, continued_sft=0.5))
     keep(evidence, "swirl", 2, **kept_run(0.8, warmup=0.5, continued_sft=0.4, pseudo_labels=0.9, all_labels=1.0))
