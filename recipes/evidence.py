@@ -22,8 +22,11 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from swirl_nemo.quickstart import prepare
 from swirl_nemo.records import read_lines, write_json
+from swirl_nemo.runs import CONFIG, deciding_settings
 from swirl_nemo.settings import compose
 
 DATA = ["seed=1"]  # settings were chosen on the data of seed 0, whose test splits some of the first runs read
@@ -85,7 +88,7 @@ def train(experiment: str, run: str, seed: int, needed: list[Future]) -> None:
     if not (folder / "summary.json").is_file():
         execute("train", folder, settings(experiment, run, seed))
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, figures(folder))
+    write_json(file, figures(experiment, run, seed))
     print(folder.name, flush=True)
 
 
@@ -103,7 +106,11 @@ def make_base(experiment: str) -> None:
     """Data, random weights, and the base model: what conf/experiment/NAME.yaml says under `pretrain`."""
     cfg = compose([f"experiment={experiment}"])
     prepare(cfg.data.world, Path(cfg.data.tokenizer), Path(cfg.model.fwm), *DATA)
-    make_models(folder_of(experiment, "base", 0), [f"experiment={experiment}", "warmup.steps=0"])
+    make_models(folder_of(experiment, "base", 0), base_settings(experiment))
+
+
+def base_settings(experiment: str) -> list[str]:
+    return [f"experiment={experiment}", "warmup.steps=0"]
 
 
 def make_warmup(experiment: str, seed: int) -> None:
@@ -115,9 +122,21 @@ def make_models(folder: Path, chosen: list[str]) -> None:
         execute("warmup", folder, [*chosen, f"run.root={ROOT}", f"run.name={folder.name}"])
 
 
-def figures(folder: Path) -> dict:
-    """summary.json, the validation figures of each iteration, the seconds of each phase's steps, and of the first
-    transitions of the test split what warm-up and SWIRL said."""
+def told(experiment: str, run: str, seed: int) -> dict[Path, list[str]]:
+    """The folders that a run's figures come from, each with the settings that decide it: base, warm-up, the run."""
+    folders = {folder_of(experiment, "base", 0): base_settings(experiment)}
+    if run != "shared":
+        folders[folder_of(experiment, "warmup", seed)] = start(experiment, seed, "base", 0)
+    return folders | {folder_of(experiment, run, seed): settings(experiment, run, seed)}
+
+
+def figures(experiment: str, run: str, seed: int) -> dict:
+    """summary.json, the validation figures of each iteration, the seconds of each phase's steps, of the first
+    transitions of the test split what warm-up and SWIRL said, and the settings that decided it (a test compares them
+    with today's)."""
+    folder = folder_of(experiment, run, seed)
+    began = told(experiment, run, seed)
+    decided = {part.name: deciding_settings(OmegaConf.load(part / CONFIG)) for part in began}
     summary, lines = json.loads((folder / "summary.json").read_text()), read_lines(folder / "metrics.jsonl")
     curve = [line for line in lines if line.get("eval") and line["split"] == "validation"]
     seconds: dict[str, float] = {}
@@ -126,7 +145,7 @@ def figures(folder: Path) -> dict:
             seconds[line["phase"]] = round(seconds.get(line["phase"], 0.0) + line["seconds/step"], 3)
     said = [row for row in read_lines(folder / "samples.jsonl") if row["stage"] in SAMPLES]
     shown = [{key: row[key] for key in ("stage", "role", "x", "z", "y", "prediction", "correct")} for row in said]
-    return summary | {"validation": curve, "step_seconds": seconds, "samples": shown}
+    return summary | {"validation": curve, "step_seconds": seconds, "samples": shown, "settings": decided}
 
 
 def _kept(experiment: str, run: str, seed: int) -> dict:

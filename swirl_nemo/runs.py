@@ -13,7 +13,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -45,7 +45,7 @@ def check_settings(cfg: SwirlConfig) -> None:
     folder = Path(cfg.run.root, cfg.run.name)
     if not (folder / CONFIG).is_file() or not any((folder / "checkpoints").glob("[0-9]*")):
         return
-    before, now = _deciding(OmegaConf.load(folder / CONFIG)), _deciding(OmegaConf.create(OmegaConf.to_yaml(cfg)))
+    before, now = deciding_settings(OmegaConf.load(folder / CONFIG)), deciding_settings(cfg)
     changed = [key for key in sorted(before.keys() & now.keys()) if before[key] != now[key]]
     if changed:
         (key, *_), more = changed, f" ({len(changed)} such settings)" if len(changed) > 1 else ""
@@ -55,7 +55,12 @@ def check_settings(cfg: SwirlConfig) -> None:
         )
 
 
-def _deciding(tree, prefix: str = "") -> dict[str, object]:
+def deciding_settings(cfg: SwirlConfig | DictConfig) -> dict[str, object]:
+    """What decides a run's figures, by dotted key: equal for two runs that read and make the same of the same rows."""
+    return _deciding(cfg if OmegaConf.is_config(cfg) else OmegaConf.create(OmegaConf.to_yaml(cfg)))
+
+
+def _deciding(tree: DictConfig, prefix: str = "") -> dict[str, object]:
     """The values under _DECIDES by their dotted keys."""
     found: dict[str, object] = {}
     for name, value in tree.items():

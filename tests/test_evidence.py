@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from workers.layouts import TESTS
 
+from swirl_nemo.runs import deciding_settings
 from swirl_nemo.settings import compose
+
+DOCS = TESTS.parent / "docs" / "evidence"
 
 WORLDS = ("minigrid", "bfcl", "miniwob", "scienceworld", "minigrid_images")
 
@@ -114,12 +118,20 @@ def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
         {"loss": 1.0},
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for part, chosen in evidence.told("bfcl", "swirl", 2).items():  # as they would have been written by the runs
+        part.mkdir(exist_ok=True)
+        (part / "config.yaml").write_text(OmegaConf.to_yaml(compose(chosen)))
     row = {"role": "fwm", "x": "a", "z": "go", "y": "b", "prediction": "b", "correct": True}
     said = [row | {"stage": stage, "logprob": -1.0} for stage in ("test, swirl", "validation, swirl")]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
     evidence.train("bfcl", "swirl", 2, [])
     assert evidence.started == []  # it had ended: only its figures were missing
-    assert json.loads((evidence.KEPT / "bfcl" / "swirl-2.json").read_text()) == {
+    kept = json.loads((evidence.KEPT / "bfcl" / "swirl-2.json").read_text())
+    settings = kept.pop("settings")
+    assert list(settings) == ["bfcl-base-0", "bfcl-warmup-2", "bfcl-swirl-2"]
+    assert [part["pretrain.steps"] for part in settings.values()] == [1500, 0, 0]
+    assert [part["warmup.steps"] for part in settings.values()] == [0, 400, 0]
+    assert kept == {
         "seconds": 7,
         "validation": lines[:1],
         "step_seconds": {"fwm": 3.5, "idm": 0.25},
@@ -130,6 +142,17 @@ def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
         evidence.train("bfcl", "swirl", 3, [])
     ((command, folder, chosen),) = evidence.started
     assert command == "train" and folder.name == "bfcl-swirl-3" and "run.seed=3" in chosen
+
+
+@pytest.mark.parametrize("file", sorted(DOCS.glob("*/*.json")), ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_a_kept_run_had_the_settings_that_conf_has(recipe, monkeypatch, file):
+    """Those of before settings were kept have none. A key that is new since then is left out."""
+    monkeypatch.chdir(TESTS.parent)
+    run, _, seed = file.stem.rpartition("-")
+    for folder, chosen in recipe.told(file.parent.name, run, int(seed)).items():
+        now = deciding_settings(compose(chosen))
+        kept = json.loads(file.read_text()).get("settings", {}).get(folder.name, {})
+        assert {key: value for key, value in kept.items() if key in now} == {key: now[key] for key in kept.keys() & now}
 
 
 def test_a_run_that_fails_ends_the_recipe_and_names_its_log(recipe, tmp_path):
