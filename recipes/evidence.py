@@ -4,8 +4,8 @@
 One base model a world is pre-trained on the state-only transitions: it can copy a state and carry out a stated change.
 A seed warms it up on the labels once, and all its runs start from there, but for `shared`, whose warm-up is of both
 roles together. `swirl` makes the baselines of conf/experiment/NAME.yaml, too. `states-N` have N state-only transitions
-for the phases (the base saw all). `equal_time` has no policy gradient in Phase I either, and as many more steps as make
-up for the seconds that the gradient took in `swirl`.
+for the phases (the base saw all). `equal_time` has no policy gradient in Phase I either, and as many more steps of it as
+fit into the time that the gradient takes.
 
 Needs: two cores, 8 GB of memory, what the world needs (docs/worlds.md).
 Command: python recipes/evidence.py minigrid
@@ -21,6 +21,7 @@ import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 
 from omegaconf import OmegaConf
 
@@ -43,6 +44,7 @@ RUNS = {
     "states-1000": ["data.max_unlabelled=1000"],
 }
 BASELINES = {"swirl": [], "shared": ["alternation.baselines=[continued_sft]"]}  # the others have none
+TIMED = 12  # steps, for equal_time
 SAMPLES = ("test, warmup", "test, swirl")
 AHEAD = ("swirl", "no_gradient")  # whose FWM is rolled forward and plans
 
@@ -57,7 +59,7 @@ def settings(experiment: str, run: str, seed: int) -> list[str]:
     if run != "shared":
         chosen += ["warmup.steps=0"]
     if run == "equal_time":
-        chosen += [f"phase.fwm.steps={_steps_of_equal_time(experiment, seed)}"]
+        chosen += [f"phase.fwm.steps={steps_of_equal_time(experiment, seed)}"]
     if run not in AHEAD:
         chosen += ["eval.horizon=0", "eval.plans=0"]
     return [*chosen, f"run.root={ROOT}", f"run.name={experiment}-{run}-{seed}"]
@@ -70,17 +72,29 @@ def start(experiment: str, seed: int, *begun: str | int) -> list[str]:
     return chosen + [f"model.{role}={models / role}" for role in ("fwm", "idm")]
 
 
-def _steps_of_equal_time(experiment: str, seed: int) -> int:
-    """Steps of Phase I without the policy gradient that take as long as one iteration's in `swirl`."""
-    seconds = {run: _kept(experiment, run, seed)["step_seconds"]["fwm"] for run in ("swirl", "no_gradient")}
-    steps = compose([f"experiment={experiment}"]).phase.fwm.steps
-    return round(steps * seconds["swirl"] / seconds["no_gradient"])
+def steps_of_equal_time(experiment: str, seed: int) -> int:
+    """Steps of Phase I without the policy gradient that take as long as one iteration's with it: a few of each are
+    timed side by side from this seed's warm-up, since other runs' seconds depend on what was beside them."""
+    cfg = compose([f"experiment={experiment}"])
+    short = ["warmup.steps=0", "alternation.iterations=1", "alternation.order=[fwm]", "alternation.baselines=[]"]
+    short += [f"phase.fwm.steps={TIMED}", "annotate.pool=100", "eval.transitions=1", "eval.horizon=0", "eval.plans=0"]
+    short += [f"data.test={cfg.data.validation}", "data.further_tests=[]"]
+
+    def median_seconds(run: str) -> float:
+        folder = ROOT / f"{experiment}-timed_{run}-{seed}"
+        if not (folder / "summary.json").is_file():
+            chosen = [*start(experiment, seed, "warmup", seed), *RUNS[run], *short]
+            execute("train", folder, [*chosen, f"run.root={ROOT}", f"run.name={folder.name}"])
+        return median(line["seconds/step"] for line in read_lines(folder / "metrics.jsonl") if "seconds/step" in line)
+
+    with ThreadPoolExecutor(2) as pool:
+        with_gradient, without = pool.map(median_seconds, ("swirl", "no_gradient"))
+    return round(cfg.phase.fwm.steps * with_gradient / without)
 
 
-def train(experiment: str, run: str, seed: int, needed: list[Future]) -> None:
-    """One run, once those that it needs are done, and what is kept of it."""
-    for done in needed:
-        done.result()
+def train(experiment: str, run: str, seed: int, warmup: Future) -> None:
+    """One run, once its warm-up is done, and what is kept of it."""
+    warmup.result()
     file = KEPT / experiment / f"{run}-{seed}.json"
     folder = folder_of(experiment, run, seed)
     if file.is_file():
@@ -148,10 +162,6 @@ def figures(experiment: str, run: str, seed: int) -> dict:
     return summary | {"validation": curve, "step_seconds": seconds, "samples": shown, "settings": decided}
 
 
-def _kept(experiment: str, run: str, seed: int) -> dict:
-    return json.loads((KEPT / experiment / f"{run}-{seed}.json").read_text())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("experiment", help="a file of conf/experiment, such as minigrid")
@@ -169,9 +179,7 @@ def main() -> None:
         for seed in asked.seeds:
             started["warmup", seed] = pool.submit(make_warmup, asked.experiment, seed)
         for run, seed in ((run, seed) for run in RUNS if run in asked.runs for seed in asked.seeds):
-            names = ("warmup", "swirl", "no_gradient") if run == "equal_time" else ("warmup",)
-            needed = [started[name, seed] for name in names if (name, seed) in started]
-            started[run, seed] = pool.submit(train, asked.experiment, run, seed, needed)
+            started[run, seed] = pool.submit(train, asked.experiment, run, seed, started["warmup", seed])
         for done in started.values():
             done.result()
 

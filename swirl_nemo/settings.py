@@ -7,6 +7,7 @@ become one: the key and value, what is wrong, what to give instead. What types c
 import difflib
 import os
 import re
+import threading
 import typing
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -22,6 +23,8 @@ from yaml import YAMLError
 
 from .checks import check, check_files, check_machine, check_training
 from .config import SwirlConfig
+
+_ONE_AT_A_TIME = threading.Lock()  # Hydra's state is the process's
 
 
 def launched() -> tuple[int, int] | None:
@@ -104,7 +107,7 @@ def _composed(config: str, overrides: list[str]):
     """Hydra's own checks of a group's choice raise plain ValueErrors and TypeErrors."""
     try:
         place = shipped("conf") / config  # a folder's own file has that folder's groups: bench/step has none
-        with hydra.initialize_config_dir(str(place.parent), version_base="1.3"):
+        with _ONE_AT_A_TIME, hydra.initialize_config_dir(str(place.parent), version_base="1.3"):
             return hydra.compose(place.name, overrides=overrides)
     except (ValueError, TypeError) as error:
         if isinstance(error, HydraException | OmegaConfBaseException):

@@ -6,6 +6,7 @@ Not shown: the figures of docs/evidence themselves.
 import importlib
 import json
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -93,17 +94,28 @@ def test_shared_weights_are_warmed_up_together_from_the_base(evidence):
     assert [baseline.name for baseline in cfg.alternation.baselines] == ["continued_sft"]
 
 
-def test_equal_time_has_the_steps_that_the_gradient_would_have_cost(evidence):
-    keep(evidence, "swirl", 1, step_seconds={"fwm": 300.0})
-    keep(evidence, "no_gradient", 1, step_seconds={"fwm": 120.0})
-    cfg = compose(evidence.settings("bfcl", "equal_time", 1))
-    assert cfg.phase.fwm.policy_gradient == 0
-    assert cfg.phase.fwm.steps == round(compose(["experiment=bfcl"]).phase.fwm.steps * 300 / 120)
+def test_equal_time_has_the_steps_that_the_gradient_would_have_cost(evidence, monkeypatch):
+    def timed(command, folder, chosen):
+        cfg = compose(chosen)
+        assert command == "train" and cfg.data.test == cfg.data.validation and cfg.eval.plans == 0
+        seconds = (3.0, 2.0, 90.0) if cfg.phase.fwm.policy_gradient else (1.0, 1.25, 1.5)
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text("".join(f'{{"seconds/step": {value}}}\n' for value in seconds))
+        (folder / "summary.json").touch()
+        evidence.started.append(folder.name)
+
+    monkeypatch.setattr(evidence, "execute", timed)
+    for _ in range(2):  # timed once
+        cfg = compose(evidence.settings("bfcl", "equal_time", 1))
+        assert cfg.phase.fwm.policy_gradient == 0
+        assert cfg.phase.fwm.steps == round(compose(["experiment=bfcl"]).phase.fwm.steps * 3 / 1.25)
+    assert sorted(evidence.started) == ["bfcl-timed_no_gradient-1", "bfcl-timed_swirl-1"]
 
 
 def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
+    (done := Future()).set_result(None)
     keep(evidence, "swirl", 1, done=True)
-    evidence.train("bfcl", "swirl", 1, [])
+    evidence.train("bfcl", "swirl", 1, done)
     assert evidence.started == []
 
     folder = evidence.folder_of("bfcl", "swirl", 2)
@@ -124,7 +136,7 @@ def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
     row = {"role": "fwm", "x": "a", "z": "go", "y": "b", "prediction": "b", "correct": True}
     said = [row | {"stage": stage, "logprob": -1.0} for stage in ("test, swirl", "validation, swirl")]
     (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
-    evidence.train("bfcl", "swirl", 2, [])
+    evidence.train("bfcl", "swirl", 2, done)
     assert evidence.started == []  # it had ended: only its figures were missing
     kept = json.loads((evidence.KEPT / "bfcl" / "swirl-2.json").read_text())
     settings = kept.pop("settings")
@@ -139,7 +151,7 @@ def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
     }
 
     with pytest.raises(FileNotFoundError):  # started, and nothing came of it
-        evidence.train("bfcl", "swirl", 3, [])
+        evidence.train("bfcl", "swirl", 3, done)
     ((command, folder, chosen),) = evidence.started
     assert command == "train" and folder.name == "bfcl-swirl-3" and "run.seed=3" in chosen
 
@@ -149,9 +161,11 @@ def test_a_kept_run_had_the_settings_that_conf_has(recipe, monkeypatch, file):
     """Those of before settings were kept have none. A key that is new since then is left out."""
     monkeypatch.chdir(TESTS.parent)
     run, _, seed = file.stem.rpartition("-")
+    parts = json.loads(file.read_text()).get("settings", {})
+    steps = parts.get(f"{file.parent.name}-{file.stem}", {}).get("phase.fwm.steps")
+    monkeypatch.setattr(recipe, "steps_of_equal_time", lambda *_: steps)  # timed on the machine that ran it
     for folder, chosen in recipe.told(file.parent.name, run, int(seed)).items():
-        now = deciding_settings(compose(chosen))
-        kept = json.loads(file.read_text()).get("settings", {}).get(folder.name, {})
+        kept, now = parts.get(folder.name, {}), deciding_settings(compose(chosen))
         assert {key: value for key, value in kept.items() if key in now} == {key: now[key] for key in kept.keys() & now}
 
 
