@@ -26,15 +26,14 @@ EXPERIMENTS = {  # in this order; others after them, under their own name
     "minigrid_images": "MiniGrid in pictures",
 }
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-RUNS = {
-    "swirl": "SWIRL",
-    "no_gradient": "SWIRL, Phase I's policy gradient off",
+ABLATIONS = {
+    "no_gradient": "Phase I's policy gradient off",
     "equal_time": "the same, for as many seconds as SWIRL",
-    "permuted": "SWIRL, Phase I's advantages permuted",
+    "permuted": "Phase I's advantages permuted",
     "phase_1": "Phase I alone",
     "phase_2": "Phase II alone",
-    "shared": "SWIRL, shared weights",
 }
+TITLED = {"swirl": "SWIRL and its baselines", "control": "SWIRL", "shared": "SWIRL, shared weights"} | ABLATIONS
 TITLES = {"exact_match": "exact match, %", "token_f1": "token F1, %", "gold_logprob": "gold log-prob, nats"}
 SPLITS = {"test_combinations": "combinations without a label", "test_tasks": "tasks never seen"}
 LONGEST = 200  # characters of a sample: a small model can say one fact twenty times
@@ -66,14 +65,12 @@ def cell(values: list[float | None], *, percent: bool = True) -> str:
 
 def models(kept: Kept) -> Iterator[tuple[str, list[dict], str]]:
     """Rows of the main table: a name, the runs of all seeds, and the model of them that is meant."""
-    first = list(kept.get("swirl", {}).values())
-    for model, name in MODELS.items():
-        if model != "swirl" and any(model in run["held_out"]["fwm"]["exact_match"] for run in first):
-            yield name, first, model
-    for run, name in RUNS.items():
-        if run in kept:
-            yield name, list(kept[run].values()), "swirl"
+    first = list(kept["swirl"].values())
+    for model in (*(name for name in MODELS if name != "swirl"), "swirl"):
+        if any(model in run["held_out"]["fwm"]["exact_match"] for run in first):
+            yield MODELS[model], first, model
     if "shared" in kept:
+        yield "SWIRL, shared weights", list(kept["shared"].values()), "swirl"
         yield "warm-up, shared weights", list(kept["shared"].values()), "warmup"
         yield "continued SFT, shared weights", list(kept["shared"].values()), "continued_sft"
 
@@ -95,7 +92,6 @@ def main_table(kept: Kept) -> str:
 def seeds(kept: Kept) -> str:
     """Exact match, seed by seed: the best of SWIRL and what has no more labels in bold, the gain over warm-up."""
     models = {name: title for name, title in MODELS.items() if name not in ("swirl", "all_labels")}
-    ablations = {run: title for run, title in RUNS.items() if run != "swirl" and run in kept}
     rows = []
     for role in ("fwm", "idm"):
         for seed, run in sorted(kept["swirl"].items()):
@@ -103,12 +99,39 @@ def seeds(kept: Kept) -> str:
             best = max(exact[model] for model in (*models, "swirl") if model in exact)
             shown = [_exact(exact.get(model), best) for model in (*models, "swirl")]
             shown[-1] += f" ({relative(exact['swirl'], exact['warmup'])})"
-            same = [kept[name].get(seed) for name in ablations]
-            others = [_exact(one and one["held_out"][role]["exact_match"]["swirl"]) for one in same]
             after = str(run["kept"].get(role, "last"))
-            rows.append([str(seed), role.upper(), *shown, after, *others, _exact(exact.get("all_labels"))])
-    head = [*models.values(), "SWIRL", "kept after iteration", *ablations.values(), MODELS["all_labels"]]
+            rows.append([str(seed), role.upper(), *shown, after, _exact(exact.get("all_labels"))])
+    head = [*models.values(), "SWIRL", "kept after iteration", MODELS["all_labels"]]
     return table(["seed", "", *head], rows)
+
+
+def ablations(kept: Kept) -> str:
+    """Exact match of SWIRL and of its ablations from the same warm-up, seed by seed and in the mean."""
+    named = {run: title for run, title in ABLATIONS.items() if run in kept}
+    if not named:
+        return ""
+    whole = kept.get("control", kept["swirl"])
+    shown = sorted({seed for run in named for seed in kept[run]} & whole.keys())
+    for run in named:
+        if strays := [seed for seed in shown if seed in kept[run] and _warmed(kept[run][seed]) != _warmed(whole[seed])]:
+            sys.exit(f"{run}-{strays[0]}.json: from another warm-up than SWIRL's: run it and `control` on one machine")
+
+    def row(title: str, runs: dict[int, dict], model: str) -> list[str]:
+        cells = [title]
+        for role in ("fwm", "idm"):
+            values = [runs[seed]["held_out"][role]["exact_match"][model] if seed in runs else None for seed in shown]
+            cells += [_exact(value) for value in values]
+            cells += [_exact(None if None in values else fmean(values))] if len(shown) > 1 else []
+        return cells
+
+    rows = [row("warm-up", whole, "warmup"), row("SWIRL", whole, "swirl")]
+    rows += [row(title, kept[run], "swirl") for run, title in named.items()]
+    columns = [*(f"seed {seed}" for seed in shown), *(["mean"] if len(shown) > 1 else [])]
+    return table(["", *(f"{role} {column}" for role in ("FWM", "IDM") for column in columns)], rows)
+
+
+def _warmed(run: dict) -> list[float]:
+    return [run["held_out"][role][metric]["warmup"] for role in ("fwm", "idm") for metric in METRICS]
 
 
 def _exact(value: float | None, best: float | None = None) -> str:
@@ -144,7 +167,11 @@ def filled(text: str, all_kept: dict[str, Kept]) -> str:
     """`text` with its marked tables made anew."""
 
     def make(match: re.Match) -> str:
-        made = summary(all_kept) if match[2] == "summary" else seeds(all_kept[match[2]])
+        experiment, _, what = match[2].partition("/")
+        if experiment == "summary":
+            made = summary(all_kept)
+        else:
+            made = (ablations if what == "ablations" else seeds)(all_kept[experiment])
         return f"{match[1]}\n{made}\n{match[3]}"
 
     return MARKED.sub(make, text)
@@ -162,11 +189,9 @@ def further(kept: Kept) -> str:
 
 def ahead(kept: Kept) -> str:
     """Quality against the number of steps, and planning."""
-    runs = {name: kept[name] for name in ("swirl", "no_gradient") if name in kept}
-    sources = [("warm-up", "swirl", "warmup"), *((RUNS[name], name, "swirl") for name in runs)]
     found = [
-        (name, [run["lookahead"][model] for run in runs[source].values() if model in run["lookahead"]])
-        for name, source, model in sources
+        (name, [run["lookahead"][model] for run in kept["swirl"].values() if model in run["lookahead"]])
+        for name, model in (("warm-up", "warmup"), ("SWIRL", "swirl"))
     ]
     found = [(name, parts) for name, parts in found if parts]
     text = ""
@@ -207,7 +232,7 @@ def efficiency(kept: Kept) -> str:
 
 def costs(kept: Kept) -> str:
     rows = [
-        [RUNS.get(run, run), *(f"{value:.0f}" for value in (fmean(r["seconds"] for r in part.values()),))]
+        [TITLED.get(run, run), *(f"{value:.0f}" for value in (fmean(r["seconds"] for r in part.values()),))]
         for run, part in kept.items()
     ]
     return table(["run", "seconds, with other runs beside it"], rows)
@@ -248,6 +273,7 @@ def page(experiment: str, kept: Kept) -> str:
     parts = {
         f"Test split, {some['labels_used']} labels, {some['state_only']} state-only transitions": main_table(kept),
         "Exact match, seed by seed, %": seeds(kept),
+        "Ablations from one warm-up, exact match, %": ablations(kept),
         "Other test splits, exact match, %": further(kept),
         "Looking ahead": ahead(kept),
         "Exact match against state-only transitions, %": efficiency(kept),

@@ -82,9 +82,9 @@ def test_runs_of_a_seed_differ_from_swirl_in_what_their_name_says(evidence, worl
     assert [role.name for role in told("phase_1").alternation.order] == ["fwm"]
     assert [role.name for role in told("phase_2").alternation.order] == ["idm"]
     assert (told("states-250").data.max_unlabelled, told("states-1000").data.max_unlabelled) == (250, 1000)
-    for run in ("no_gradient", "permuted", "phase_1", "phase_2", "states-250"):
+    for run in ("control", "no_gradient", "permuted", "phase_1", "phase_2", "states-250"):
         assert told(run).alternation.baselines == [] and told(run).model == swirl.model
-    assert told("permuted").eval.horizon == 0
+    assert told("control").phase == swirl.phase and told("control").eval.horizon == 0
 
 
 def test_shared_weights_are_warmed_up_together_from_the_base(evidence):
@@ -185,17 +185,15 @@ def test_an_unknown_experiment_is_one_line(recipe, monkeypatch, capsys):
 def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
     keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4, continued_sft=0.5))
     keep(evidence, "swirl", 2, **kept_run(0.8, warmup=0.5, continued_sft=0.4, pseudo_labels=0.9, all_labels=1.0))
-    keep(evidence, "no_gradient", 1, **kept_run(0.3, warmup=0.4))
     keep(evidence, "states-250", 1, **kept_run(0.45, state_only=250, warmup=0.4))
     Path("README.md").write_text("a\n<!-- table: summary -->\nold\n<!-- end -->\nb\n")
     tables.main()
     lines = (evidence.KEPT / "bfcl.md").read_text().splitlines()
     assert any(line.startswith("| SWIRL | 2 | 70.0 (60.0 to 80.0) |") for line in lines)
     assert any(line.startswith("| warm-up | 2 | 45.0 (40.0 to 50.0) |") for line in lines)
-    assert any(line.startswith("| SWIRL, Phase I's policy gradient off | 1 | 30.0 |") for line in lines)
     assert [line for line in lines if line.startswith(("| 1 | FWM", "| 2 | FWM"))] == [
-        "| 1 | FWM | 40.0 | 50.0 | - | - | **60.0** (+50%) | 2 | 30.0 | - |",
-        "| 2 | FWM | 50.0 | 40.0 | **90.0** | - | 80.0 (+60%) | 2 | - | 100.0 |",
+        "| 1 | FWM | 40.0 | 50.0 | - | - | **60.0** (+50%) | 2 | - |",
+        "| 2 | FWM | 50.0 | 40.0 | **90.0** | - | 80.0 (+60%) | 2 | 100.0 |",
     ]
     curve = lines[next(i for i, line in enumerate(lines) if line.startswith("| state-only")) + 2 :]
     assert curve[0].startswith("| 250 | 40.0 | - | 45.0 | 20.0 |") and curve[1].startswith("| 4000 | 45.0 (")
@@ -207,6 +205,34 @@ def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
         "|  | IDM | 22.5 (20.0 to 25.0) | 22.5 (20.0 to 25.0) | 45.0 | 35.0 (30.0 to 40.0), +56% | 50.0 |",
         *("", "<!-- end -->", "b"),
     ]
+
+
+def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
+    for seed, swirl in ((1, 0.6), (2, 0.8), (3, 0.7)):
+        keep(evidence, "swirl", seed, **kept_run(swirl, warmup=0.4))
+    keep(evidence, "no_gradient", 1, **kept_run(0.3, warmup=0.4))
+    assert tables.ablations(tables.read("bfcl")).splitlines()[0] == "|  | FWM seed 1 | IDM seed 1 |"
+
+    for seed, warmup in ((1, 0.5), (2, 0.3)):  # of another machine
+        keep(evidence, "control", seed, **kept_run(0.9, warmup=warmup))
+    with pytest.raises(SystemExit, match=r"no_gradient-1.json: from another warm-up than SWIRL's"):
+        tables.ablations(tables.read("bfcl"))
+    keep(evidence, "no_gradient", 1, **kept_run(0.6, warmup=0.5))
+    keep(evidence, "permuted", 1, **kept_run(0.4, warmup=0.5))
+    keep(evidence, "permuted", 2, **kept_run(0.2, warmup=0.3))
+    Path("README.md").write_text("<!-- table: bfcl/ablations -->\n<!-- end -->\n")
+    tables.main()
+    assert Path("README.md").read_text().splitlines() == [
+        *("<!-- table: bfcl/ablations -->", ""),
+        "|  | FWM seed 1 | FWM seed 2 | FWM mean | IDM seed 1 | IDM seed 2 | IDM mean |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| warm-up | 50.0 | 30.0 | 40.0 | 25.0 | 15.0 | 20.0 |",
+        "| SWIRL | 90.0 | 90.0 | 90.0 | 45.0 | 45.0 | 45.0 |",
+        "| Phase I's policy gradient off | 60.0 | - | - | 30.0 | - | - |",
+        "| Phase I's advantages permuted | 40.0 | 20.0 | 30.0 | 20.0 | 10.0 | 15.0 |",
+        *("", "<!-- end -->"),
+    ]
+    assert "| SWIRL | 3 | 70.0 (60.0 to 80.0) |" in (evidence.KEPT / "bfcl.md").read_text()
 
 
 def test_an_experiment_of_ones_own_has_tables_too(evidence, tables):
@@ -256,4 +282,4 @@ def test_the_tables_in_the_documents_are_those_of_the_recorded_runs(tables, monk
         text = Path(name).read_text()
         assert tables.filled(text, found) == text, f"{name}: run python recipes/evidence_tables.py"
         marked += [match[2] for match in tables.MARKED.finditer(text)]
-    assert sorted(marked) == sorted([*found, "summary"])
+    assert sorted(set(marked) - {f"{name}/ablations" for name in found}) == sorted([*found, "summary"])
