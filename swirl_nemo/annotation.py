@@ -47,7 +47,7 @@ def _annotate_batch(session: Session, transitions: list[Transition], uniforms: T
         candidates = _candidates(session, transitions, uniforms)
     labelled = [replace(t, z=z) for t, known in zip(transitions, candidates, strict=True) for z in known]
     with session.sets.wear(session.set_of(FWM)):
-        plausible = iter(target_logprobs(session, FWM, labelled))
+        plausible = iter(target_logprobs(session, FWM, labelled, list(map(len, candidates))))
     scored = [
         [Annotated(replace(t, z=z), logprob, next(plausible)) for z, logprob in known.items()]
         for t, known in zip(transitions, candidates, strict=True)
@@ -77,12 +77,14 @@ def _candidates(session: Session, transitions: list[Transition], uniforms: Tenso
     return found
 
 
-def target_logprobs(session: Session, role, transitions: list[Transition]) -> list[float]:
-    """Summed log-prob of each transition's own target under the weights that are worn."""
-    prompter = session.prompter
-    sequences = collate(
-        [session.prompt(role, t) for t in transitions], [prompter.target(role, t) for t in transitions]
-    ).to(session.device)
+def target_logprobs(
+    session: Session, role: Role, transitions: list[Transition], groups: int | list[int] = 1
+) -> list[float]:
+    """Summed log-prob of each transition's own target under the weights that are worn; `groups` as `collate` reads it:
+    rows whose prompts begin alike."""
+    prompts = [session.prompt(role, t) for t in transitions]
+    targets = [session.prompter.target(role, t) for t in transitions]
+    sequences = collate(prompts, targets, groups).to(session.device)
     scored = plain(sequences, session.model_distribution, session.cfg.parallel.score_batch)
     return session.actor.get_inference_log_probs(list(scored))[0].sum(1).tolist()
 

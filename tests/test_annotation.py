@@ -1,6 +1,7 @@
 """Which annotations a phase trains on, worked out by hand."""
 
 from contextlib import nullcontext
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -91,7 +92,9 @@ def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy,
     )
     scored = []
 
-    def of_the_fwm(session, role, rows):
+    def of_the_fwm(session, role, rows, groups):
+        ends = list(accumulate(groups))
+        assert all(len({row.id for row in rows[end - size : end]}) == 1 for size, end in zip(groups, ends, strict=True))
         scored.extend((row.id, row.z) for row in rows)
         return [FWM_SAYS[row.z] for row in rows]
 

@@ -88,7 +88,9 @@ def test_batches_and_packings_agree_with_a_naive_loop(group):
     draw = random.Random(group)
     for trial in range(60):
         prompts, completions = random_rows(draw, draw.randrange(1, 4), group, trial % 2)
-        batch = collate(prompts, completions, group)
+        ends = sorted({*draw.sample(range(len(prompts)), draw.randrange(len(prompts))), len(prompts)} - {0})
+        uneven = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+        batch = collate(prompts, completions, uneven if trial % 4 == 3 else group)
         check_against_rows(batch, prompts, completions)
         check_packing(batch, prompts, completions, multiple=1 + trial % 3)
         assert batch.width == max(map(len, completions)), "no column is all padding"
@@ -100,6 +102,8 @@ def test_what_a_group_begins_with_is_kept_once():
     assert batch.own[:3].tolist() == [[3, 5], [4, 5], [5, 0]]
     packing, _ = pack(batch, 1)
     assert packing.tokens.tolist() == [1, 2, 7, 3, 4]
+    uneven = collate([[1, 2, 3], [1, 2, 4], [7], [7], [7]], [[5]] * 5, group=[2, 3])
+    assert uneven.prefixes.tolist() == [[1, 2], [7, 0]] and uneven.prefix_of.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_selected_rows_keep_what_they_were():

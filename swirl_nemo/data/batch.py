@@ -4,6 +4,7 @@ P prefixes, B sequences, C completion columns.
 """
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from os.path import commonprefix
 
 import torch
@@ -79,13 +80,15 @@ class Sequences:
         return torch.arange(self.width, device=self.own.device)
 
 
-def collate(prompts: list[list[int]], completions: list[list[int]], group: int = 1) -> Sequences:
+def collate(prompts: list[list[int]], completions: list[list[int]], group: int | list[int] = 1) -> Sequences:
     """The batch of prompts[i] followed by completions[i], B = len(prompts), on the CPU. No prompt may be empty.
 
-    Of every `group` rows that follow one another the prefix is what all their prompts begin with.
+    Of every `group` rows that follow one another, or of as many as each number of a list says, the prefix is what all
+    their prompts begin with.
     """
     assert prompts and all(prompts), "the first completion token needs a token before it"
-    groups = [prompts[start : start + group] for start in range(0, len(prompts), group)]
+    sizes = [group] * (len(prompts) // group) if isinstance(group, int) else group
+    groups = [prompts[end - size : end] for size, end in zip(sizes, accumulate(sizes), strict=True)]
     prefixes = [commonprefix(part) for part in groups]
     prefix_of = [number for number, part in enumerate(groups) for _ in part]
     rows = zip(prompts, completions, prefix_of, strict=True)
