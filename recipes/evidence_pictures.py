@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 from curves import GREY
-from evidence_tables import KEPT, Kept, read
+from evidence_tables import KEPT, Kept, by_states, read
 from matplotlib.axes import Axes
 
 from swirl_nemo.evaluation.pictures import COLOURS, picture
@@ -27,25 +27,17 @@ def line(axes: Axes, x: list[int], seeds: list[list[float]], style: str, **looks
 
 
 def states(kept: Kept) -> Drawing | None:
-    """0 state-only transitions are the warmed-up models; continued SFT has none either."""
-    runs = sorted(
-        ([*part.values()] for name, part in kept.items() if name.startswith("states-") or name == "swirl"),
-        key=lambda part: part[0]["state_only"],
-    )
-    if len(runs) < 2:
+    """0 state-only transitions are the warmed-up models."""
+    runs = by_states(kept)
+    if not runs:
         return None
-    counts = [0, *(part[0]["state_only"] for part in runs)]
+    counts = [0, *runs]
 
     def draw(axes: Axes) -> None:
         for role, colour in COLOURS.items():
-            exact = [[run["held_out"][role]["exact_match"] for run in part] for part in runs]
-            start = [figures["warmup"] for figures in exact[-1]]
-            seeds = [start, *([figures["swirl"] for figures in part] for part in exact)]
+            exact = [[run["held_out"][role]["exact_match"] for run in part] for part in runs.values()]
+            seeds = [[of["warmup"] for of in exact[-1]], *([of["swirl"] for of in part] for part in exact)]
             line(axes, counts, seeds, "o-", color=colour, label=f"{role.upper()}, SWIRL")
-            sft = [figures["continued_sft"] for figures in exact[-1]]
-            line(
-                axes, counts[:: len(counts) - 1], [sft, sft], ":", color=colour, label=f"{role.upper()}, continued SFT"
-            )
         axes.set_xscale("symlog", linthresh=100)
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set_xlabel("state-only transitions")

@@ -9,7 +9,7 @@ docs/results.md and README.md. tests/test_evidence.py compares them with the fil
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -110,11 +110,8 @@ def ablations(kept: Kept) -> str:
     named = {run: title for run, title in ABLATIONS.items() if run in kept}
     if not named:
         return ""
-    whole = kept.get("control", kept["swirl"])
+    whole = whole_of(kept, named)
     shown = sorted({seed for run in named for seed in kept[run]} & whole.keys())
-    for run in named:
-        if strays := [seed for seed in shown if seed in kept[run] and _warmed(kept[run][seed]) != _warmed(whole[seed])]:
-            sys.exit(f"{run}-{strays[0]}.json: from another warm-up than SWIRL's: run it and `control` on one machine")
 
     def row(title: str, runs: dict[int, dict], model: str) -> list[str]:
         cells = [title]
@@ -128,6 +125,16 @@ def ablations(kept: Kept) -> str:
     rows += [row(title, kept[run], "swirl") for run, title in named.items()]
     columns = [*(f"seed {seed}" for seed in shown), *(["mean"] if len(shown) > 1 else [])]
     return table(["", *(f"{role} {column}" for role in ("FWM", "IDM") for column in columns)], rows)
+
+
+def whole_of(kept: Kept, names: Iterable[str]) -> dict[int, dict]:
+    """The runs of SWIRL itself that those named are to be compared with. Ends this process where warm-ups differ."""
+    whole = kept.get("control", kept["swirl"])
+    for run in names:
+        for seed in kept[run].keys() & whole:
+            if _warmed(kept[run][seed]) != _warmed(whole[seed]):
+                sys.exit(f"{run}-{seed}.json: from another warm-up than SWIRL's: run it and `control` on one machine")
+    return whole
 
 
 def _warmed(run: dict) -> list[float]:
@@ -214,20 +221,28 @@ def ahead(kept: Kept) -> str:
     return text
 
 
+def by_states(kept: Kept) -> dict[int, list[dict]]:
+    """Runs by their number of state-only transitions, of the seeds that each number has; empty where there is one."""
+    names = [name for name in kept if name.startswith("states-")]
+    whole = whole_of(kept, names)
+    seeds = sorted(set.intersection(set(whole), *(set(kept[name]) for name in names)))
+    if not names or not seeds:
+        return {}
+    runs = [[part[seed] for seed in seeds] for part in (whole, *(kept[name] for name in names))]
+    return {part[0]["state_only"]: part for part in sorted(runs, key=lambda part: part[0]["state_only"])}
+
+
 def efficiency(kept: Kept) -> str:
-    """Exact match against the number of state-only transitions."""
-    runs = {name: part for name, part in kept.items() if name.startswith("states-") or name == "swirl"}
-    by_count = sorted(runs.values(), key=lambda part: next(iter(part.values()))["state_only"])
-    rows = []
-    for part in by_count:
-        figures = [
-            cell([run["held_out"][role]["exact_match"].get(model) for run in part.values()])
-            for role in ("fwm", "idm")
-            for model in ("warmup", "continued_sft", "swirl")
-        ]
-        rows.append([str(next(iter(part.values()))["state_only"]), *figures])
-    names = [f"{role} {MODELS[m]}" for role in ("FWM", "IDM") for m in ("warmup", "continued_sft", "swirl")]
-    return table(["state-only transitions", *names], rows) if len(rows) > 1 else ""
+    """Exact match against the number of state-only transitions in the phases; 0 are the warmed-up models."""
+    runs = by_states(kept)
+    if not runs:
+        return ""
+    shown = [("0", "warmup", runs[max(runs)]), *((str(count), "swirl", part) for count, part in runs.items())]
+    rows = [
+        [count, *(cell([run["held_out"][role]["exact_match"][model] for run in part]) for role in ("fwm", "idm"))]
+        for count, model, part in shown
+    ]
+    return table(["state-only transitions", "FWM", "IDM"], rows)
 
 
 def costs(kept: Kept) -> str:
