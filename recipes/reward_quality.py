@@ -6,8 +6,10 @@ them as in a phase. A completion of the FWM is right where it is the next state,
 
 Needs: a finished run, and what trained it. Expect: RUN/reward_quality.json, and a table of it.
 Command: python recipes/reward_quality.py minigrid minigrid-swirl-1 run.root=runs/evidence
+         ... --judge minigrid-no_gradient-1    the same completions, the counterpart that scores them being that run's
 """
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,14 +82,34 @@ def _auc(rewards: Tensor, right: Tensor) -> float | None:
     return _share(torch.cat([part.flatten() for part in wins])) if wins else None
 
 
-def main(experiment: str, run: str, *overrides: str) -> None:
-    session, found = Session(load([f"experiment={experiment}", *overrides, f"run.name={run}"])), {}
-    checkpoints = Path(session.cfg.run.root, run, "checkpoints")
-    for model in ("warmup", "swirl"):
-        run_state.load(session, checkpoints / model)
-        found[model] = {name: quality(session, role) for name, role in ROLES.items()}
-    write_json(checkpoints.with_name("reward_quality.json"), found)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("experiment", help="a file of conf/experiment, such as minigrid")
+    parser.add_argument("run", help="its run.name")
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE, such as run.root=runs/evidence")
+    parser.add_argument("--judge", metavar="RUN", help="another run beside it, whose models score (default: its own)")
+    asked = parser.parse_args()
+    try:
+        session = Session(load([f"experiment={asked.experiment}", *asked.overrides, f"run.name={asked.run}"]))
+        found = measured(session, asked.run, asked.judge or asked.run)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"reward_quality: {error}")
     print(table(found))
+
+
+def measured(session: Session, run: str, judge: str) -> dict[str, dict[str, dict]]:
+    """Figures by model of `run` and role; written into its folder as well."""
+    root, found = Path(session.cfg.run.root), {}
+    for model in ("warmup", "swirl"):
+        found[model] = {}
+        for name, role in ROLES.items():
+            run_state.load(session, root / run / "checkpoints" / model)
+            session.sets.become(role.counterpart.name)
+            run_state.load_weights(session.actor, root / judge / "checkpoints" / model / role.counterpart.name)
+            session.sets.trained()
+            found[model][name] = quality(session, role)
+    write_json(root / run / (f"reward_quality{'' if judge == run else f'-{judge}'}.json"), found)
+    return found
 
 
 def table(found: dict[str, dict[str, dict]]) -> str:
@@ -108,4 +130,4 @@ def table(found: dict[str, dict[str, dict]]) -> str:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
