@@ -46,7 +46,7 @@ RUNS = {
     "states-1000": ["data.max_unlabelled=1000"],
 }
 BASELINES = {"swirl": [], "shared": ["alternation.baselines=[continued_sft]"]}  # the others have none
-TIMED = 12  # steps, for equal_time
+TIMED, TIMED_STEPS = ("swirl", "no_gradient"), 12  # for equal_time
 SAMPLES = ("test, warmup", "test, swirl")
 
 
@@ -73,24 +73,35 @@ def start(experiment: str, seed: int, *begun: str | int) -> list[str]:
     return chosen + [f"model.{role}={models / role}" for role in ("fwm", "idm")]
 
 
-def steps_of_equal_time(experiment: str, seed: int) -> int:
-    """Steps of Phase I without the policy gradient that take as long as one iteration's with it: a few of each are
-    timed side by side from this seed's warm-up, since other runs' seconds depend on what was beside them."""
-    cfg = compose([f"experiment={experiment}"])
+def time_phase_1(experiment: str, seed: int) -> None:
+    """A few steps of Phase I with and without the policy gradient, side by side from this seed's warm-up: how long the
+    runs themselves take depends on what is beside them."""
     short = ["warmup.steps=0", "alternation.iterations=1", "alternation.order=[fwm]", "alternation.baselines=[]"]
-    short += [f"phase.fwm.steps={TIMED}", "annotate.pool=100", "eval.transitions=1", "eval.horizon=0", "eval.plans=0"]
-    short += [f"data.test={cfg.data.validation}", "data.further_tests=[]"]
+    short += [
+        f"phase.fwm.steps={TIMED_STEPS}",
+        "annotate.pool=100",
+        "eval.transitions=1",
+        "eval.horizon=0",
+        "eval.plans=0",
+    ]
+    short += ["data.test=${data.validation}", "data.further_tests=[]"]
 
-    def median_seconds(run: str) -> float:
-        folder = ROOT / f"{experiment}-timed_{run}-{seed}"
+    def one(run: str) -> None:
+        folder = folder_of(experiment, f"timed_{run}", seed)
         if not (folder / "summary.json").is_file():
             chosen = [*start(experiment, seed, "warmup", seed), *RUNS[run], *short]
             execute("train", folder, [*chosen, f"run.root={ROOT}", f"run.name={folder.name}"])
-        return median(line["seconds/step"] for line in read_lines(folder / "metrics.jsonl") if "seconds/step" in line)
 
-    with ThreadPoolExecutor(2) as pool:
-        with_gradient, without = pool.map(median_seconds, ("swirl", "no_gradient"))
-    return round(cfg.phase.fwm.steps * with_gradient / without)
+    with ThreadPoolExecutor(len(TIMED)) as pool:
+        list(pool.map(one, TIMED))
+
+
+def steps_of_equal_time(experiment: str, seed: int) -> int:
+    """Steps of Phase I without the policy gradient that take as long as one iteration's with it, by `time_phase_1`."""
+    files = [folder_of(experiment, f"timed_{run}", seed) / "metrics.jsonl" for run in TIMED]
+    timed = [[line["seconds/step"] for line in read_lines(file) if "seconds/step" in line] for file in files]
+    with_gradient, without = map(median, timed)
+    return round(compose([f"experiment={experiment}"]).phase.fwm.steps * with_gradient / without)
 
 
 def train(experiment: str, run: str, seed: int, warmup: Future) -> None:
@@ -100,6 +111,8 @@ def train(experiment: str, run: str, seed: int, warmup: Future) -> None:
     folder = folder_of(experiment, run, seed)
     if file.is_file():
         return
+    if run == "equal_time":
+        time_phase_1(experiment, seed)
     if not (folder / "summary.json").is_file():
         execute("train", folder, settings(experiment, run, seed))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -146,21 +159,23 @@ def told(experiment: str, run: str, seed: int) -> dict[Path, list[str]]:
 
 
 def figures(experiment: str, run: str, seed: int) -> dict:
-    """summary.json, the validation figures of each iteration, the seconds of each phase's steps, of the first
-    transitions of the test split what warm-up and SWIRL said, and the settings that decided it (a test compares them
-    with today's)."""
+    """summary.json, the validation figures of each iteration, the seconds of each phase's steps, the settings that
+    decided it (a test compares them with today's), and of `swirl` what warm-up and SWIRL said of the first transitions
+    of the test split."""
     folder = folder_of(experiment, run, seed)
-    began = told(experiment, run, seed)
-    decided = {part.name: deciding_settings(OmegaConf.load(part / CONFIG)) for part in began}
+    decided = {part.name: deciding_settings(OmegaConf.load(part / CONFIG)) for part in told(experiment, run, seed)}
     summary, lines = json.loads((folder / "summary.json").read_text()), read_lines(folder / "metrics.jsonl")
     curve = [line for line in lines if line.get("eval") and line["split"] == "validation"]
     seconds: dict[str, float] = {}
     for line in lines:
         if "seconds/step" in line:  # of a phase
             seconds[line["phase"]] = round(seconds.get(line["phase"], 0.0) + line["seconds/step"], 3)
+    kept = summary | {"validation": curve, "step_seconds": seconds, "settings": decided}
+    if run != "swirl":
+        return kept
     said = [row for row in read_lines(folder / "samples.jsonl") if row["stage"] in SAMPLES]
     shown = [{key: row[key] for key in ("stage", "role", "x", "z", "y", "prediction", "correct")} for row in said]
-    return summary | {"validation": curve, "step_seconds": seconds, "samples": shown, "settings": decided}
+    return kept | {"samples": shown}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ EXPERIMENTS = {  # in this order; others after them, under their own name
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABLATIONS = {
     "no_gradient": "Phase I's policy gradient off",
-    "equal_time": "the same, for as many seconds as SWIRL",
+    "equal_time": "Phase I's policy gradient off, for as many seconds",
     "permuted": "Phase I's advantages permuted",
     "phase_1": "Phase I alone",
     "phase_2": "Phase II alone",
@@ -129,7 +129,7 @@ def ablations(kept: Kept) -> str:
 
 def whole_of(kept: Kept, names: Iterable[str]) -> dict[int, dict]:
     """The runs of SWIRL itself that those named are to be compared with. Ends this process where warm-ups differ."""
-    whole = kept.get("control", kept["swirl"])
+    whole = kept["swirl"] | kept.get("control", {})
     for run in names:
         for seed in kept[run].keys() & whole:
             if _warmed(kept[run][seed]) != _warmed(whole[seed]):

@@ -71,11 +71,12 @@ class Speaker:
     ("greedy", "candidates", "best"),
     [(True, 1, ["open", "go"]), (True, 4, ["shut", "go"]), (False, 1, ["shut", "go"]), (False, 3, ["shut", "go"])],
 )
-def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy, candidates, best):
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy, candidates, best, batch):
     """`open` is the IDM's own first, `open shut` tells the FWM most: `shut` is what both find likely."""
     session = SimpleNamespace(
         cfg=SimpleNamespace(
-            eval=SimpleNamespace(batch=1),
+            eval=SimpleNamespace(batch=batch),
             annotate=SimpleNamespace(greedy=greedy, candidates=candidates),
             data=SimpleNamespace(idm=SimpleNamespace(max_length=5)),
             parallel=SimpleNamespace(rollout_batch=8),
