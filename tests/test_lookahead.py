@@ -49,6 +49,8 @@ def test_stretches_have_no_gap_and_no_row_twice():
     assert [[row.id for row in s] for s in lookahead.consecutive(rows, 2)][-2:] == [["2:0", "2:1"], ["2:3", "2:4"]]
     joined = [replace(row, episode="1") for row in (one[0], *two)]  # of one name, but not each other's next state
     assert [s[0].id for s in lookahead.consecutive(joined, 5)] == ["2:0"]
+    parted = [one[0], replace(one[1], episode="2")]  # each other's next state, but of two episodes
+    assert lookahead.consecutive(parted, 2) == []
 
 
 def test_a_perfect_model_stays_right_and_a_lazy_one_stays_where_it_was(tmp_path, monkeypatch):
@@ -76,6 +78,23 @@ def test_an_error_is_carried_on(tmp_path, monkeypatch):
     monkeypatch.setattr(lookahead, "predicted", lambda session, part: seen.extend(part) or [f"<{part[0].x}>"])
     lookahead.horizon(ALONE, str(path), 2)
     assert [(row.x, row.z) for row in seen] == [(rows[0].x, rows[0].z), (f"<{rows[0].x}>", rows[1].z)]
+
+
+def test_predictions_become_history(tmp_path, monkeypatch):
+    """What was predicted takes the place of what was, the latest last, and no more of it than is asked for."""
+    path, rows = tmp_path / "episodes.jsonl", episode(4, 4)
+    first = vars(rows[0]) | {"history": ["a", "b", "c"]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (first, *map(vars, rows[1:]))))
+    seen = []
+    monkeypatch.setattr(lookahead, "predicted", lambda session, part: seen.extend(part) or [f"p{len(seen)}"])
+    for count, expected in {
+        0: [(), (), (), ()],
+        1: [("c",), (rows[0].x,), ("p1",), ("p2",)],
+        2: [("b", "c"), ("c", rows[0].x), (rows[0].x, "p1"), ("p1", "p2")],
+    }.items():
+        seen.clear()
+        lookahead.horizon(ALONE, str(path), 4, count)
+        assert [row.history for row in seen] == expected
 
 
 def test_a_problems_way_leads_to_its_goal():
