@@ -95,7 +95,7 @@ def sample(run: Path) -> dict[str, list[list[str]]]:
 
 def score(run: Path, variant: str, sampled: dict[str, list[list[str]]]) -> dict[str, list[list[float]]]:
     """Rewards of each role's completions [GROUPS][SIZE]: mean log-probs per token, in nats."""
-    from swirl_nemo.reward import counterpart_logprobs
+    from swirl_nemo.reward import counterpart_rewards
 
     session = opened(run, variant)
     repeated = [row for row in transitions(session) for _ in range(SIZE)]
@@ -105,7 +105,7 @@ def score(run: Path, variant: str, sampled: dict[str, list[list[str]]]) -> dict[
         if variant.startswith("fp8") and "scale 1" not in variant:
             calibrate(session, role.counterpart)
         texts = [text for group in sampled[name] for text in group]
-        rewards[name] = counterpart_logprobs(session, role, repeated, texts, SIZE).view(-1, SIZE).tolist()
+        rewards[name] = counterpart_rewards(session, role, repeated, texts, SIZE).view(-1, SIZE).tolist()
     return rewards
 
 

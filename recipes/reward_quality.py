@@ -24,7 +24,7 @@ from swirl_nemo.evaluation.metrics import right_action
 from swirl_nemo.grpo import group_advantages
 from swirl_nemo.phase import Step, roll_out
 from swirl_nemo.records import write_json
-from swirl_nemo.reward import counterpart_logprobs
+from swirl_nemo.reward import counterpart_rewards
 from swirl_nemo.roles import FWM, ROLES, Role
 from swirl_nemo.session import Session
 from swirl_nemo.settings import load
@@ -44,7 +44,7 @@ def quality(session: Session, role: Role) -> dict[str, float]:
     texts = session.prompter.completions(role, rows, rollout.completions)
     repeated = [row for row in rows for _ in range(SIZE)]
     with session.sets.wear(role.counterpart.name):
-        rewards = counterpart_logprobs(session, role, repeated, texts, SIZE).view(-1, SIZE)
+        rewards = counterpart_rewards(session, role, repeated, texts, SIZE).view(-1, SIZE)
     right = torch.tensor([_right(session, role, row, text) for row, text in zip(repeated, texts, strict=True)])
     right = right.view(-1, SIZE)
     ranked = group_advantages(

@@ -15,22 +15,30 @@ from .data.transition import Transition
 from .roles import FWM, IDM, Role
 from .session import Session
 
+SCORES = ("idm_logprob", "fwm_logprob", "prior")
+
 
 @dataclass(frozen=True)
 class Annotated:
-    """A transition with its latent action; summed log-probs log Q(z|x,y) when it was drawn, and log P(y|x,z)."""
+    """A transition with its latent action; summed log-probs log Q(z|x,y) when it was drawn, log P(y|x,z), and log p(z)
+    under the prior."""
 
     transition: Transition
     idm_logprob: float
     fwm_logprob: float
+    prior: float = 0.0
+
+    @property
+    def plausibility(self) -> float:
+        return self.fwm_logprob + self.prior
 
 
 def annotate(session: Session, transitions: list[Transition], seed: tuple[int, ...]) -> list[Annotated]:
     """A latent action for each transition; whatever z they had is not read.
 
     Of `annotate.candidates` actions of the IDM, sampled but for the first where `annotate.greedy`, the one with the
-    highest log Q(z|x,y) + log P(y|x,z): what tells the FWM all of y, but no IDM would say, does not win. Work is shared
-    over data-parallel ranks; every rank returns all, in order.
+    highest log Q(z|x,y) + log P(y|x,z) + log p(z): what tells the FWM all of y, but nobody would say, does not win. Work
+    is shared over data-parallel ranks; every rank returns all, in order.
     """
     size, count = session.cfg.eval.batch, session.cfg.annotate.candidates
     numbers = np.random.default_rng(seed).random((len(transitions), count, session.cfg.data.idm.max_length))
@@ -49,10 +57,10 @@ def _annotate_batch(session: Session, transitions: list[Transition], uniforms: T
     with session.sets.wear(session.set_of(FWM)):
         plausible = iter(target_logprobs(session, FWM, labelled, list(map(len, candidates))))
     scored = [
-        [Annotated(replace(t, z=z), logprob, next(plausible)) for z, logprob in known.items()]
+        [Annotated(replace(t, z=z), logprob, next(plausible), session.prior(z)) for z, logprob in known.items()]
         for t, known in zip(transitions, candidates, strict=True)
     ]
-    return [max(of_one, key=lambda a: a.idm_logprob + a.fwm_logprob) for of_one in scored]
+    return [max(of_one, key=lambda a: a.idm_logprob + a.plausibility) for of_one in scored]
 
 
 def _candidates(session: Session, transitions: list[Transition], uniforms: Tensor) -> list[dict[str, float]]:
@@ -96,7 +104,7 @@ def select(annotated: list[Annotated], role: Role, phase: PhaseConfig, ceiling: 
     """
     floors = {"plausibility_floor": phase.plausibility_floor, "confidence_floor": phase.confidence_floor}
     plausible, confident = (-float("inf") if floor is None else floor for floor in floors.values())
-    kept = [a for a in annotated if a.fwm_logprob >= plausible and a.idm_logprob >= confident]
+    kept = [a for a in annotated if a.plausibility >= plausible and a.idm_logprob >= confident]
     if not kept:
         raise ValueError(
             f"phase.{role.name}: none of {len(annotated)} annotations passes {floors}: lower them, give null, or warm "
@@ -107,26 +115,27 @@ def select(annotated: list[Annotated], role: Role, phase: PhaseConfig, ceiling: 
 
 def uncertain_first(annotated: list[Annotated], role: Role, ceiling: float | None) -> list[Transition]:
     """All of them, last those that `role` knows already: the FWM where its log P(y|x,z) is over `ceiling`, the IDM
-    where its log Q(z|x,y) and log P both are, since an IDM that is certain of something implausible is wrong."""
+    where its log Q(z|x,y) and log P(y|x,z) p(z) both are, since an IDM that is certain of something implausible is
+    wrong."""
     certain = float("inf") if ceiling is None else ceiling
 
     def known(a: Annotated) -> bool:
-        return (a.fwm_logprob if role is FWM else min(a.idm_logprob, a.fwm_logprob)) > certain
+        return (a.fwm_logprob if role is FWM else min(a.idm_logprob, a.plausibility)) > certain
 
     return [a.transition for a in sorted(annotated, key=known)]  # stable: the file's order
 
 
 def write(annotated: list[Annotated], transitions: Path, scores: Path) -> None:
-    """A transitions file, and beside it {"id", "idm_logprob", "fwm_logprob"} a row."""
+    """A transitions file, and beside it {"id", "idm_logprob", "fwm_logprob", "prior"} a row."""
     transitions.write_text("".join(json.dumps(a.transition.row(), ensure_ascii=False) + "\n" for a in annotated))
     with scores.open("w") as file:
         for a in annotated:
-            row = {"id": a.transition.id, "idm_logprob": a.idm_logprob, "fwm_logprob": a.fwm_logprob}
-            file.write(json.dumps(row) + "\n")
+            row = {name: getattr(a, name) for name in SCORES}
+            file.write(json.dumps({"id": a.transition.id} | row) + "\n")
 
 
 def read(transitions: Path, scores: Path) -> list[Annotated]:
     """What `write` wrote."""
     rows = [Transition.of(json.loads(line)) for line in transitions.read_text().splitlines()]
     values = [json.loads(line) for line in scores.read_text().splitlines()]
-    return [Annotated(row, value["idm_logprob"], value["fwm_logprob"]) for row, value in zip(rows, values, strict=True)]
+    return [Annotated(row, *map(value.get, SCORES)) for row, value in zip(rows, values, strict=True)]

@@ -250,6 +250,7 @@ def _check_phase(key: str, phase: PhaseConfig, replicas: int) -> None:
 
 def _check_alternation(cfg: SwirlConfig) -> None:
     _require_all("alternation", cfg.alternation, _NOT_NEGATIVE, "iterations")
+    _require("alternation.new_form", cfg.alternation.new_form, lambda v: v <= 0, "0 or below, a log-probability")
     if not cfg.alternation.order:
         raise ValueError(f"alternation.order=[]: no role trains: give e.g. [{','.join(RoleName.__members__)}]")
     baselines = [baseline.value for baseline in cfg.alternation.baselines]

@@ -293,6 +293,9 @@ class Baseline(Enum):
 class AlternationConfig:
     iterations: int = MISSING
     order: list[RoleName] = MISSING  # roles trained within an iteration
+    # log p(z) in nats, beside 0, of an action whose first word or number of words no labelled one has (prior.py): in
+    # Phase II's reward, and where an annotation is chosen and judged. 0: all actions are alike
+    new_form: float = MISSING
     only_better: bool = MISSING  # an iteration that lowers a model's exact match on validation is taken back for it
     baselines: list[Baseline] = MISSING  # made as well, from the warmed-up models
 

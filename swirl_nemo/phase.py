@@ -21,7 +21,7 @@ from .config import PhaseConfig, Weights
 from .data.batch import Sequences, collate
 from .data.transition import Transition
 from .guard import agree
-from .reward import counterpart_logprobs, counterpart_sequences, token_mean
+from .reward import counterpart_rewards, counterpart_sequences, rewards
 from .roles import Role
 from .rollout.result import Rollout
 from .session import REFERENCE, Session
@@ -71,8 +71,8 @@ def grpo_step(session: Session, role: Role, step: Step) -> dict[str, float]:
             mine, rollout, parts = balanced(session, role, phase, mine, rollout)
         sequences = _sequences(session, role, mine, rollout, phase.group)
         with watch("score"):
-            rewards, reference = score(session, role, phase, mine, rollout, sequences, watch)
-        reward, clamped = grpo.clamp_rewards(rewards, phase.reward_floor)
+            reward, reference = score(session, role, phase, mine, rollout, sequences, watch)
+        reward, clamped = grpo.clamp_rewards(reward, phase.reward_floor)
         if agree(not bool(reward.isfinite().all()), session.device):
             return _not_rewarded(session, phase, sequences, reward, mine, step)
         ranked = _advantages(phase, reward)
@@ -171,7 +171,7 @@ def _sequences(session, role, mine, rollout, group) -> Sequences:
 
 
 def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, sequences: Sequences, watch: Stopwatch):
-    """Mean log-prob [b] of the targets under the frozen counterpart, and reference log-probs [b, C] unless beta is 0.
+    """Rewards [b] by the frozen counterpart, and reference log-probs [b, C] unless beta is 0.
 
     With shared weights the counterpart and the reference are the same set, worn once and run in one pass.
     """
@@ -185,15 +185,15 @@ def score(session: Session, role: Role, phase: PhaseConfig, mine, rollout, seque
         with session.sets.wear(REFERENCE):
             both = [*plain(targets, session.model_distribution, size), *policy]
             logprobs = session.actor.get_inference_log_probs(both)[0]
-        rewards = token_mean(logprobs[: len(targets)], targets)
-        return rewards, logprobs[len(targets) :, : sequences.width] if phase.kl_beta else None
+        reward = rewards(session, role, texts, logprobs[: len(targets)], targets)
+        return reward, logprobs[len(targets) :, : sequences.width] if phase.kl_beta else None
     with session.sets.wear(role.counterpart.name):
         with watch("reward"):
-            rewards = counterpart_logprobs(session, role, repeated, texts, phase.group)
+            reward = counterpart_rewards(session, role, repeated, texts, phase.group)
         if not phase.kl_beta:
-            return rewards, None
+            return reward, None
         with session.sets.wear(REFERENCE), watch("reference"):
-            return rewards, session.actor.get_inference_log_probs(list(policy))[0]
+            return reward, session.actor.get_inference_log_probs(list(policy))[0]
 
 
 def _advantages(phase: PhaseConfig, reward: Tensor) -> grpo.Advantages:

@@ -1,29 +1,33 @@
 """The reward: what the frozen counterpart makes of a completion (ALGORITHM.md, both phases)."""
 
+import torch
 from torch import Tensor
 
 from .actor.batch import plain
 from .data.batch import Sequences, collate
 from .data.transition import Transition
-from .roles import Role
+from .roles import IDM, Role
 from .session import Session
 
 
-def counterpart_logprobs(
+def counterpart_rewards(
     session: Session, role: Role, transitions: list[Transition], completions: list[str], group: int
 ) -> Tensor:
-    """Mean log-prob per token [B] of the counterpart's target, in the context that each completion makes: the reward.
-
-    The counterpart's weights must be worn.
-    """
+    """[B] `rewards` of the completions under the counterpart, whose weights must be worn."""
     sequences = counterpart_sequences(session, role, transitions, completions, group)
     scored = plain(sequences, session.model_distribution, session.cfg.parallel.score_batch)
-    return token_mean(session.actor.get_inference_log_probs(list(scored))[0], sequences)
+    logprobs = session.actor.get_inference_log_probs(list(scored))[0]
+    return rewards(session, role, completions, logprobs, sequences)
 
 
-def token_mean(logprobs: Tensor, sequences: Sequences) -> Tensor:
-    """[B] of log-probs [B, C or more], zero where there is no token."""
-    return logprobs.sum(1) / sequences.completion_lengths
+def rewards(session: Session, role: Role, completions: list[str], logprobs: Tensor, sequences: Sequences) -> Tensor:
+    """Log-prob per token [B] of the counterpart's targets, of [B, C or more] that are zero where there is no token; in
+    Phase II with the log-prob of the action itself under the prior, so that the reward is the ELBO's, per token of y.
+    """
+    total = logprobs.sum(1)
+    if role is IDM:
+        total = total + torch.tensor([session.prior(action) for action in completions]).to(total)
+    return total / sequences.completion_lengths
 
 
 def counterpart_sequences(

@@ -15,6 +15,8 @@ from .config import SwirlConfig, Weights
 from .data.batch import check_length
 from .data.prompts import Prompter, load_tokenizer
 from .data.transition import Transition
+from .data.transitions import TransitionFile
+from .prior import Prior
 from .roles import ROLES, Role
 from .rollout.sampling import Distribution, unrestricted
 from .runs import Run
@@ -86,7 +88,7 @@ class Session:
         vocab = self.actor.cfg.vocab_size
         return unrestricted(vocab, self.actor.padded_vocab_size, self.prompter.end).to(self.device)
 
-    # prompts
+    # prompts and actions
 
     def prompt(self, role: Role, transition: Transition) -> list[int]:
         """Raises ValueError where prompt and longest completion do not fit model.max_length."""
@@ -94,6 +96,13 @@ class Session:
         longest = getattr(self.cfg.data, role.name).max_length
         check_length(tokens, longest, self.cfg.model.max_length, transition.id)
         return tokens
+
+    @cached_property
+    def prior(self) -> Prior:
+        """Over actions, from the labels."""
+        cfg, new_form = self.cfg.data, self.cfg.alternation.new_form
+        rows = TransitionFile(cfg.labelled, cfg.max_labels) if new_form else ()
+        return Prior((row.z for row in rows), new_form)
 
     # data parallelism
 

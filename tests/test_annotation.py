@@ -1,6 +1,7 @@
 """Which annotations a phase trains on, worked out by hand."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import accumulate
 from types import SimpleNamespace
 
@@ -10,11 +11,12 @@ import torch
 from swirl_nemo import annotation
 from swirl_nemo.annotation import Annotated, select, uncertain_first
 from swirl_nemo.data.transition import Transition
+from swirl_nemo.prior import Prior
 from swirl_nemo.roles import FWM, IDM
 
 
-def annotated(name: str, idm: float, fwm: float) -> Annotated:
-    return Annotated(Transition(id=name, x="x", z="z", y="y", world="w", episode="e", t=0), idm, fwm)
+def annotated(name: str, idm: float, fwm: float, prior: float = 0.0) -> Annotated:
+    return Annotated(Transition(id=name, x="x", z="z", y="y", world="w", episode="e", t=0), idm, fwm, prior)
 
 
 ROWS = [
@@ -43,6 +45,22 @@ def test_what_the_trained_role_knows_comes_last(role, order):
     assert chosen(uncertain_first(ROWS, role, None)) == "abcd"
 
 
+def test_the_prior_is_a_part_of_what_is_plausible():
+    """b and c are of a form that no label has: neither is believed in, nor does the IDM know them."""
+    rows = [replace(row, prior=-5.0 * (row.transition.id in "bc")) for row in ROWS]
+    phase = SimpleNamespace(plausibility_floor=-4.0, confidence_floor=None)
+    assert chosen(select(ROWS, IDM, phase, None)) == "bcd" and chosen(select(rows, IDM, phase, None)) == "d"
+    assert chosen(uncertain_first(rows, IDM, -0.05)) == "abcd"
+    assert chosen(uncertain_first(rows, FWM, -0.05)) == "adbc"  # it knows what it says, whoever says it
+
+
+def test_annotations_are_read_as_they_were_written(tmp_path):
+    rows = [annotated("a", -0.5, -1.0, -5.0), annotated("b", 0.0, -2.5)]
+    files = tmp_path / "rows.jsonl", tmp_path / "scores.jsonl"
+    annotation.write(rows, *files)
+    assert annotation.read(*files) == rows
+
+
 def test_nothing_left_is_one_line():
     phase = SimpleNamespace(plausibility_floor=0.0, confidence_floor=None)
     with pytest.raises(ValueError, match=r"phase\.fwm: none of 4 annotations passes") as error:
@@ -68,12 +86,22 @@ class Speaker:
 
 
 @pytest.mark.parametrize(
-    ("greedy", "candidates", "best"),
-    [(True, 1, ["open", "go"]), (True, 4, ["shut", "go"]), (False, 1, ["shut", "go"]), (False, 3, ["shut", "go"])],
+    ("greedy", "candidates", "new_form", "best"),
+    [
+        (True, 1, 0.0, ["open", "go"]),
+        (True, 4, 0.0, ["shut", "go"]),
+        (False, 1, 0.0, ["shut", "go"]),
+        (False, 3, 0.0, ["shut", "go"]),
+        (True, 4, -0.2, ["shut", "go"]),
+        (True, 4, -1.0, ["shut", "wait"]),
+        (True, 4, -6.0, ["open", "wait"]),
+        (False, 1, -6.0, ["shut", "go"]),
+    ],
 )
 @pytest.mark.parametrize("batch", [1, 2])
-def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy, candidates, best, batch):
-    """`open` is the IDM's own first, `open shut` tells the FWM most: `shut` is what both find likely."""
+def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy, candidates, new_form, best, batch):
+    """`open` is the IDM's own first, `open shut` tells the FWM most: `shut` is what both find likely, and where no
+    label has its form, `open` and `wait` are what is left."""
     session = SimpleNamespace(
         cfg=SimpleNamespace(
             eval=SimpleNamespace(batch=batch),
@@ -90,6 +118,7 @@ def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy,
         device="cpu",
         share=lambda items: items,
         gather=lambda items: items,
+        prior=Prior(["open", "wait"], new_form),
     )
     scored = []
 
@@ -102,5 +131,6 @@ def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy,
     monkeypatch.setattr(annotation, "target_logprobs", of_the_fwm)
     found = annotation.annotate(session, [annotated(name, 0, 0).transition for name in "pq"], (1,))
     assert [a.transition.z for a in found] == best and [a.transition.id for a in found] == ["p", "q"]
-    assert all((a.idm_logprob, a.fwm_logprob) == (IDM_SAYS[z], FWM_SAYS[z]) for a, z in zip(found, best, strict=True))
+    says = [(IDM_SAYS[z], FWM_SAYS[z], new_form * (z in ("shut", "go"))) for z in best]
+    assert [(a.idm_logprob, a.fwm_logprob, a.prior) for a in found] == says
     assert len(scored) == len(set(scored)), "an action that was said twice is scored once"

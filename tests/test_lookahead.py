@@ -106,6 +106,23 @@ def test_a_problems_way_leads_to_its_goal():
         assert HOUSEHOLD.render(state) == problem.goal
 
 
+class Ways:
+    """States are numbers: on "line" they go up, on "circle" they are back after three steps, "short" ends after two."""
+
+    name = "ways"
+    reset = staticmethod(lambda task, rng: (task, 0))
+    render = staticmethod(lambda state: str(state[1] % (3 if state[0] == "circle" else 100)))
+    sample_action = staticmethod(lambda state, rng: None if state == ("short", 2) else "on")
+    step = staticmethod(lambda state, action: (state[0], state[1] + 1))
+
+
+def test_a_way_that_ends_early_or_where_it_began_is_no_problem():
+    found = lookahead.problems(Ways, ["circle", "short", "line"], 5)
+    assert [(problem.task, problem.way, problem.goal) for problem in found] == [("line", ["on"] * 3, "3")] * 5
+    with pytest.raises(ValueError, match=r"^eval.plans=2: ways gave only 0 problems: lower eval.plans$"):
+        lookahead.problems(Ways, ["circle", "short"], 2)
+
+
 def follow(choices: list[lookahead.Choice]) -> list[int]:
     return [c.actions.index(c.problem.way[len(c.problem.taken)]) for c in choices]
 

@@ -132,6 +132,7 @@ OUT_OF_RANGE = [
     (["phase.fwm.optimizer_steps=3"], 2, "phase.fwm.prompts=16: does not divide by 6 (2 data-parallel rank(s) x 3"),
     (["phase.idm.optimizer_steps=2", "phase.idm.replay_batch=5"], 1, "phase.idm.replay_batch=5: does not divide by 2"),
     (["phase.fwm.optimizer_steps=2", "phase.fwm.mstep_batch=5"], 1, "phase.fwm.mstep_batch=5: does not divide by 2"),
+    (["alternation.new_form=0.5"], 1, "alternation.new_form=0.5: out of range: it must be 0 or below"),
     (["phase.fwm.mstep_batch=0"], 1, "phase.fwm.mstep_batch=0: out of range: it must be over 0"),
     (["phase.idm.replay_batch=0"], 1, "phase.idm.replay_batch=0: out of range: it must be over 0"),
     (["warmup.batch=33"], 2, "warmup.batch=33: does not divide by 2 (2 data-parallel rank(s)): give a multiple of 2"),

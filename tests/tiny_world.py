@@ -111,12 +111,12 @@ def _policy(session, role: Role) -> Tensor:
 
 def _reward(session, role: Role) -> Tensor:
     """The reward of `role`'s phase, as the log-prob that it is the mean of. The counterpart must be worn."""
-    from swirl_nemo.reward import counterpart_logprobs
+    from swirl_nemo.reward import counterpart_rewards
 
     transitions, other = every_transition(), role.counterpart
     completions = [role.target(t) for t in transitions]
     lengths = torch.tensor([len(session.prompter.target(other, t)) for t in transitions])
-    return _table(counterpart_logprobs(session, role, transitions, completions, group=1) * lengths)
+    return _table(counterpart_rewards(session, role, transitions, completions, group=1) * lengths)
 
 
 def _table(values: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from swirl_nemo.config import Aggregation, PhaseConfig, SamplingConfig
 from swirl_nemo.data.batch import collate
 from swirl_nemo.data.transitions import TransitionFile
 from swirl_nemo.phase import Step, grpo_step
-from swirl_nemo.reward import counterpart_logprobs
+from swirl_nemo.reward import counterpart_rewards
 from swirl_nemo.roles import FWM, IDM, ROLES
 from swirl_nemo.session import REFERENCE
 
@@ -143,7 +143,7 @@ def group_stds(session, phase: PhaseConfig, step: Step) -> list[float]:
     rollout = phase_room.roll_out(session, FWM, phase, mine, step)
     texts = [session.prompter.decode(completion) for completion in rollout.completions]
     with session.sets.wear(IDM.name):
-        values = counterpart_logprobs(session, FWM, [t for t in mine for _ in range(phase.group)], texts, phase.group)
+        values = counterpart_rewards(session, FWM, [t for t in mine for _ in range(phase.group)], texts, phase.group)
     return values.view(-1, phase.group).std(1).tolist()
 
 
@@ -227,7 +227,7 @@ def rewards(session) -> dict[str, list[float]]:
         rows = session.share(labelled(session)[:6])
         texts = session.share(labelled_completions(labelled(session)[:6], role))
         with session.sets.wear(session.set_of(role.counterpart)):
-            values[role.name] = session.gather(counterpart_logprobs(session, role, rows, texts, group=1).tolist())
+            values[role.name] = session.gather(counterpart_rewards(session, role, rows, texts, group=1).tolist())
     return values
 
 
