@@ -37,8 +37,8 @@ def annotate(session: Session, transitions: list[Transition], seed: tuple[int, .
     """A latent action for each transition; whatever z they had is not read.
 
     Of `annotate.candidates` actions of the IDM, sampled but for the first where `annotate.greedy`, the one with the
-    highest log Q(z|x,y) + log P(y|x,z) + log p(z): what tells the FWM all of y, but nobody would say, does not win. Work
-    is shared over data-parallel ranks; every rank returns all, in order.
+    highest log Q(z|x,y) + log P(y|x,z) + log p(z): what tells the FWM all of y, but nobody would say, does not win.
+    Work is shared over data-parallel ranks; every rank returns all, in order.
     """
     size, count = session.cfg.eval.batch, session.cfg.annotate.candidates
     numbers = np.random.default_rng(seed).random((len(transitions), count, session.cfg.data.idm.max_length))
