@@ -2,6 +2,7 @@
 
 import base64
 import io
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,6 +111,28 @@ def test_a_picture_is_answered_with_a_picture(tokenizer, monkeypatch):
     expected = model.encode(torch.from_numpy(np.asarray(picture).copy())[None])[0].tolist()
     assert image_codes(seen[0].state) == expected == image_codes(seen[0].history[0])
     assert len(image_codes(seen[1].state)) == 6 and seen[1].history == ()
+
+
+@pytest.mark.parametrize(("window", "read"), [(0, ()), (1, ("c",)), (2, ("b", "c")), (9, ("a", "b", "c"))])
+def test_a_request_shows_the_latest_states_that_the_model_reads(monkeypatch, window, read):
+    """And one that is too long is refused, without keeping the others from an answer."""
+    asked = []
+
+    def prompt(role, row):
+        if row.x == "long":
+            raise ValueError("too long")
+
+    session = SimpleNamespace(
+        cfg=SimpleNamespace(data=SimpleNamespace(history=window)),
+        sets=SimpleNamespace(wear=lambda name: nullcontext()),
+        set_of=lambda role: role.name,
+        prompt=prompt,
+    )
+    monkeypatch.setattr(benchmarks, "greedy", lambda session, role, rows: asked.extend(rows) or ["y"] * len(rows))
+    item = Item("1", "part", "x", (Step("left", None),))
+    requests = [Request(item, step, x, "left", ("a", "b", "c")) for step, x in enumerate(["x", "long", "x"])]
+    assert benchmarks.TextGenerator(session)(requests) == ["y", Refused("too long"), "y"]
+    assert [(row.id, row.history) for row in asked] == [(f"{item.key}/{step}", read) for step in (0, 2)]
 
 
 def test_pictures_need_a_tokenizer():
