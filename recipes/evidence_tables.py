@@ -27,13 +27,14 @@ EXPERIMENTS = {  # in this order; others after them, under their own name
 }
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABLATIONS = {
-    "no_gradient": "Phase I's policy gradient off",
-    "equal_time": "Phase I's policy gradient off, for as many seconds",
-    "permuted": "Phase I's advantages permuted",
-    "phase_1": "Phase I alone",
-    "phase_2": "Phase II alone",
+    "no_prior": "no prior over actions",
+    "no_gradient": "no prior, Phase I's policy gradient off",
+    "equal_time": "no prior, Phase I's policy gradient off, for as many seconds",
+    "permuted": "no prior, Phase I's advantages permuted",
+    "phase_1": "no prior, Phase I alone",
+    "phase_2": "no prior, Phase II alone",
 }
-TITLED = {"swirl": "SWIRL and its baselines", "control": "SWIRL", "shared": "SWIRL, shared weights"} | ABLATIONS
+TITLED = {"swirl": "SWIRL and its baselines", "shared": "SWIRL, shared weights"} | ABLATIONS
 TITLES = {"exact_match": "exact match, %", "token_f1": "token F1, %", "gold_logprob": "gold log-prob, nats"}
 SPLITS = {"test_combinations": "combinations without a label", "test_tasks": "tasks never seen"}
 LONGEST = 200  # characters of a sample: a small model can say one fact twenty times
@@ -110,8 +111,8 @@ def ablations(kept: Kept) -> str:
     named = {run: title for run, title in ABLATIONS.items() if run in kept}
     if not named:
         return ""
-    whole = whole_of(kept, named)
-    shown = sorted({seed for run in named for seed in kept[run]} & whole.keys())
+    _check_warmups(kept, named)
+    shown = sorted({seed for run in named for seed in kept[run]} & kept["swirl"].keys())
 
     def row(title: str, runs: dict[int, dict], model: str) -> list[str]:
         cells = [title]
@@ -121,20 +122,18 @@ def ablations(kept: Kept) -> str:
             cells += [_exact(None if None in values else fmean(values))] if len(shown) > 1 else []
         return cells
 
-    rows = [row("warm-up", whole, "warmup"), row("SWIRL", whole, "swirl")]
+    rows = [row("warm-up", kept["swirl"], "warmup"), row("SWIRL", kept["swirl"], "swirl")]
     rows += [row(title, kept[run], "swirl") for run, title in named.items()]
     columns = [*(f"seed {seed}" for seed in shown), *(["mean"] if len(shown) > 1 else [])]
     return table(["", *(f"{role} {column}" for role in ("FWM", "IDM") for column in columns)], rows)
 
 
-def whole_of(kept: Kept, names: Iterable[str]) -> dict[int, dict]:
-    """The runs of SWIRL itself that those named are to be compared with. Ends this process where warm-ups differ."""
-    whole = kept["swirl"] | kept.get("control", {})
+def _check_warmups(kept: Kept, names: Iterable[str], beside: str = "swirl") -> None:
+    """Ends this process where a run started from another warm-up than the one of its seed that it stands beside."""
     for run in names:
-        for seed in kept[run].keys() & whole:
-            if _warmed(kept[run][seed]) != _warmed(whole[seed]):
-                sys.exit(f"{run}-{seed}.json: from another warm-up than SWIRL's: run it and `control` on one machine")
-    return whole
+        for seed in kept[run].keys() & kept[beside]:
+            if _warmed(kept[run][seed]) != _warmed(kept[beside][seed]):
+                sys.exit(f"{run}-{seed}.json: from another warm-up than {beside}-{seed}.json: run both on one machine")
 
 
 def _warmed(run: dict) -> list[float]:
@@ -224,11 +223,12 @@ def ahead(kept: Kept) -> str:
 def by_states(kept: Kept) -> dict[int, list[dict]]:
     """Runs by their number of state-only transitions, of the seeds that each number has; empty where there is one."""
     names = [name for name in kept if name.startswith("states-")]
-    whole = whole_of(kept, names)
-    seeds = sorted(set.intersection(set(whole), *(set(kept[name]) for name in names)))
+    all_states = kept.get("no_prior", {})
+    seeds = sorted(set.intersection(set(all_states), *(set(kept[name]) for name in names)))
     if not names or not seeds:
         return {}
-    runs = [[part[seed] for seed in seeds] for part in (whole, *(kept[name] for name in names))]
+    _check_warmups(kept, names, "no_prior")
+    runs = [[part[seed] for seed in seeds] for part in (all_states, *(kept[name] for name in names))]
     return {part[0]["state_only"]: part for part in sorted(runs, key=lambda part: part[0]["state_only"])}
 
 

@@ -82,9 +82,10 @@ def test_runs_of_a_seed_differ_from_swirl_in_what_their_name_says(evidence, worl
     assert [role.name for role in told("phase_1").alternation.order] == ["fwm"]
     assert [role.name for role in told("phase_2").alternation.order] == ["idm"]
     assert (told("states-250").data.max_unlabelled, told("states-1000").data.max_unlabelled) == (250, 1000)
-    for run in ("control", "no_gradient", "permuted", "phase_1", "phase_2", "states-250"):
+    for run in ("no_prior", "no_gradient", "permuted", "phase_1", "phase_2", "states-250"):
         assert told(run).alternation.baselines == [] and told(run).model == swirl.model
-    assert told("control").phase == swirl.phase and told("control").eval.horizon == 0
+        assert told(run).alternation.new_form == 0
+    assert told("no_prior").phase == swirl.phase and told("no_prior").eval.horizon == 0
 
 
 def test_shared_weights_are_warmed_up_together_from_the_base(evidence):
@@ -110,7 +111,7 @@ def test_equal_time_has_the_steps_that_the_gradient_would_have_cost(evidence, mo
     cfg = compose(evidence.settings("bfcl", "equal_time", 1))
     assert cfg.phase.fwm.policy_gradient == 0
     assert cfg.phase.fwm.steps == round(compose(["experiment=bfcl"]).phase.fwm.steps * 3 / 1.25)
-    assert sorted(evidence.started) == ["bfcl-timed_no_gradient-1", "bfcl-timed_swirl-1"]
+    assert sorted(evidence.started) == ["bfcl-timed_no_gradient-1", "bfcl-timed_no_prior-1"]
 
 
 def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
@@ -189,6 +190,8 @@ def test_an_unknown_experiment_is_one_line(recipe, monkeypatch, capsys):
 def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
     keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4, continued_sft=0.5))
     keep(evidence, "swirl", 2, **kept_run(0.8, warmup=0.5, continued_sft=0.4, pseudo_labels=0.9, all_labels=1.0))
+    keep(evidence, "no_prior", 1, **kept_run(0.55, warmup=0.4))
+    keep(evidence, "no_prior", 2, **kept_run(0.65, warmup=0.5))
     keep(evidence, "states-250", 1, **kept_run(0.45, state_only=250, warmup=0.4))
     Path("README.md").write_text("a\n<!-- table: summary -->\nold\n<!-- end -->\nb\n")
     tables.main()
@@ -200,7 +203,7 @@ def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
         "| 2 | FWM | 50.0 | 40.0 | **90.0** | - | 80.0 (+60%) | 2 | 100.0 |",
     ]
     curve = lines[next(i for i, line in enumerate(lines) if line.startswith("| state-only")) + 2 :]
-    assert curve[:3] == ["| 0 | 40.0 | 20.0 |", "| 250 | 45.0 | 22.5 |", "| 4000 | 60.0 | 30.0 |"]  # of seed 1 alone
+    assert curve[:3] == ["| 0 | 40.0 | 20.0 |", "| 250 | 45.0 | 22.5 |", "| 4000 | 55.0 | 27.5 |"]  # of seed 1 alone
     assert Path("README.md").read_text().splitlines() == [
         *("a", "<!-- table: summary -->", ""),
         "| world, labels, seeds |  | warm-up | continued SFT | pseudo-label SFT | SWIRL | all labels |",
@@ -212,19 +215,16 @@ def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
 
 
 def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
-    for seed, swirl in ((1, 0.6), (2, 0.8), (3, 0.7)):
-        keep(evidence, "swirl", seed, **kept_run(swirl, warmup=0.4))
-    keep(evidence, "no_gradient", 1, **kept_run(0.3, warmup=0.4))
+    for seed, swirl, warmup in ((1, 0.9, 0.5), (2, 0.9, 0.3), (3, 0.7, 0.4)):
+        keep(evidence, "swirl", seed, **kept_run(swirl, warmup=warmup))
+    keep(evidence, "no_gradient", 1, **kept_run(0.6, warmup=0.5))
     assert tables.ablations(tables.read("bfcl")).splitlines()[0] == "|  | FWM seed 1 | IDM seed 1 |"
 
-    for seed, warmup in ((1, 0.5), (2, 0.3)):  # of another machine
-        keep(evidence, "control", seed, **kept_run(0.9, warmup=warmup))
-    keep(evidence, "permuted", 3, **kept_run(0.6, warmup=0.4))  # of the first one
-    with pytest.raises(SystemExit, match=r"no_gradient-1.json: from another warm-up than SWIRL's"):
+    for seed, swirl, warmup in ((1, 0.4, 0.5), (2, 0.2, 0.3), (3, 0.6, 0.5)):  # the last of another machine
+        keep(evidence, "permuted", seed, **kept_run(swirl, warmup=warmup))
+    with pytest.raises(SystemExit, match=r"permuted-3.json: from another warm-up than swirl-3.json"):
         tables.ablations(tables.read("bfcl"))
-    keep(evidence, "no_gradient", 1, **kept_run(0.6, warmup=0.5))
-    keep(evidence, "permuted", 1, **kept_run(0.4, warmup=0.5))
-    keep(evidence, "permuted", 2, **kept_run(0.2, warmup=0.3))
+    keep(evidence, "permuted", 3, **kept_run(0.6, warmup=0.4))
     columns = ("seed 1", "seed 2", "seed 3", "mean")
     Path("README.md").write_text("<!-- table: bfcl/ablations -->\n<!-- end -->\n")
     tables.main()
@@ -234,11 +234,11 @@ def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| warm-up | 50.0 | 30.0 | 40.0 | 40.0 | 25.0 | 15.0 | 20.0 | 20.0 |",
         "| SWIRL | 90.0 | 90.0 | 70.0 | 83.3 | 45.0 | 45.0 | 35.0 | 41.7 |",
-        "| Phase I's policy gradient off | 60.0 | - | - | - | 30.0 | - | - | - |",
-        "| Phase I's advantages permuted | 40.0 | 20.0 | 60.0 | 40.0 | 20.0 | 10.0 | 30.0 | 20.0 |",
+        "| no prior, Phase I's policy gradient off | 60.0 | - | - | - | 30.0 | - | - | - |",
+        "| no prior, Phase I's advantages permuted | 40.0 | 20.0 | 60.0 | 40.0 | 20.0 | 10.0 | 30.0 | 20.0 |",
         *("", "<!-- end -->"),
     ]
-    assert "| SWIRL | 3 | 70.0 (60.0 to 80.0) |" in (evidence.KEPT / "bfcl.md").read_text()
+    assert "| SWIRL | 3 | 83.3 (70.0 to 90.0) |" in (evidence.KEPT / "bfcl.md").read_text()
 
 
 def test_an_experiment_of_ones_own_has_tables_too(evidence, tables):
