@@ -7,9 +7,10 @@ random and of one that asks the simulator itself.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -125,21 +126,34 @@ Picker = Callable[[list[Choice]], list[int]]
 def planning(session: Session, collection: str, count: int) -> dict[str, float]:
     """Shares of `count` problems in which each picker reaches the goal within DEPTH steps. `collection`: collect.json
     of the data, which has the world's settings."""
+    separator = session.cfg.data.fact_separator
+    with _posed(collection, count) as (world, found):
+
+        def by_the_fwm(choices: list[Choice]) -> list[int]:
+            return closest(choices, _imagined(session, world.name, choices, separator), separator)
+
+        reached = success(world, found, by_the_fwm)
+    return {"fwm": reached} | yardsticks(collection, count, separator)
+
+
+@cache
+def yardsticks(collection: str, count: int, separator: str) -> dict[str, float]:
+    """The same of a picker by chance and of one that tries each action in the simulator: no model changes these."""
+    with _posed(collection, count) as (world, found):
+        fresh = [replace(problem, taken=[]) for problem in found]
+        by_chance = success(world, fresh, lambda choices: [0] * len(choices))  # they were shuffled
+        tried = success(world, found, lambda choices: closest(choices, [_true(world, c) for c in choices], separator))
+        return {"random": by_chance, "oracle": tried}
+
+
+@contextmanager
+def _posed(collection: str, count: int) -> Iterator[tuple[World, list[Problem]]]:
+    """The world of a collect.json, and problems of its tasks."""
     description = json.loads(Path(collection).read_text())
     kind = find(description["world"])
     with closing(kind(kind.settings(**description["settings"]))) as world:
         tasks = [task for task in world.tasks() if task not in description["held_out_tasks"]]
-        separator = session.cfg.data.fact_separator
-        pickers: dict[str, Picker] = {
-            "random": lambda choices: [0] * len(choices),  # they were shuffled
-            "fwm": lambda choices: closest(choices, _imagined(session, world.name, choices, separator), separator),
-            "oracle": lambda choices: closest(choices, [_true(world, c) for c in choices], separator),
-        }
-        found = problems(world, tasks, count)
-        return {
-            name: success(world, [replace(problem, taken=[]) for problem in found], picker)
-            for name, picker in pickers.items()
-        }
+        yield world, problems(world, tasks, count)
 
 
 def problems(world: World, tasks: Sequence[str], count: int) -> list[Problem]:
