@@ -8,7 +8,7 @@
 # Command: recipes/minigrid_images.sh [OPTION]...   those of recipes/evidence.py, e.g. --seeds 1
 set -euo pipefail
 
-[ -e data/minigrid_images/collect.json ] || swirl collect world=minigrid_images history=1
+[ -e data/minigrid_images/collect.json ] || swirl collect world=minigrid_images
 [ -e models/minigrid_vqvae ] || swirl train-tokenizer
 swirl tokenize
 [ -e models/minigrid_images ] || {
