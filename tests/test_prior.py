@@ -1,5 +1,6 @@
 """What labels say of actions before a state is seen, and where it counts; by hand."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from swirl_nemo.prior import Prior, form
 from swirl_nemo.reward import rewards
 from swirl_nemo.roles import FWM, IDM
+from swirl_nemo.session import Session
 
 PRIOR = Prior(["mkdir archive", "mv a b", "logout"], -5.0)
 
@@ -32,6 +34,20 @@ def test_an_action_looks_like_a_labelled_one_or_costs_the_prior(action, wanted):
 
 def test_without_a_prior_all_actions_are_alike():
     assert Prior([], 0.0)("anything at all") == 0.0
+
+
+def test_a_session_has_the_prior_of_the_labels_that_it_trains_on(tmp_path):
+    row = {"x": "a", "y": "b", "world": "w", "episode": "e", "t": 0}
+    labelled = tmp_path / "labelled.jsonl"
+    actions = ("mkdir archive", "logout", "mv a b")
+    labelled.write_text("".join(json.dumps(row | {"id": z, "z": z}) + "\n" for z in actions))
+
+    def prior(new_form: float, path: str):
+        data, alternation = SimpleNamespace(labelled=path, max_labels=2), SimpleNamespace(new_form=new_form)
+        return Session.prior.func(SimpleNamespace(cfg=SimpleNamespace(data=data, alternation=alternation)))
+
+    assert [prior(-3.0, str(labelled))(action) for action in ("mkdir b", "logout", "mv c d")] == [0, 0, -3]
+    assert prior(0.0, "no such file")("mv c d") == 0  # which asks for no label
 
 
 def test_a_form_is_the_first_word_and_the_number_of_words():
