@@ -15,8 +15,6 @@ from .data.transition import Transition
 from .roles import FWM, IDM, Role
 from .session import Session
 
-SCORES = ("idm_logprob", "fwm_logprob", "prior")
-
 
 @dataclass(frozen=True)
 class Annotated:
@@ -130,7 +128,7 @@ def write(annotated: list[Annotated], transitions: Path, scores: Path) -> None:
     transitions.write_text("".join(json.dumps(a.transition.row(), ensure_ascii=False) + "\n" for a in annotated))
     with scores.open("w") as file:
         for a in annotated:
-            row = {name: getattr(a, name) for name in SCORES}
+            row = {"idm_logprob": a.idm_logprob, "fwm_logprob": a.fwm_logprob, "prior": a.prior}
             file.write(json.dumps({"id": a.transition.id} | row) + "\n")
 
 
@@ -138,4 +136,6 @@ def read(transitions: Path, scores: Path) -> list[Annotated]:
     """What `write` wrote."""
     rows = [Transition.of(json.loads(line)) for line in transitions.read_text().splitlines()]
     values = [json.loads(line) for line in scores.read_text().splitlines()]
-    return [Annotated(row, *map(value.get, SCORES)) for row, value in zip(rows, values, strict=True)]
+    for row, value in zip(rows, values, strict=True):
+        assert value.pop("id") == row.id, f"{scores}: not the scores of {transitions}"
+    return [Annotated(row, **value) for row, value in zip(rows, values, strict=True)]
