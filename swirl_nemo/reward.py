@@ -6,7 +6,7 @@ from torch import Tensor
 from .actor.batch import plain
 from .data.batch import Sequences, collate
 from .data.transition import Transition
-from .roles import IDM, Role
+from .roles import Role
 from .session import Session
 
 
@@ -25,7 +25,7 @@ def rewards(session: Session, role: Role, completions: list[str], logprobs: Tens
     Phase II with the log-prob of the action itself under the prior, so that the reward is the ELBO's, per token of y.
     """
     total = logprobs.sum(1)
-    if role is IDM:
+    if role.completes == "z":
         total = total + torch.tensor([session.prior(action) for action in completions]).to(total)
     return total / sequences.completion_lengths
 

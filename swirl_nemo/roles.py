@@ -1,4 +1,4 @@
-"""The two roles of SWIRL. Nothing else in this project knows them apart.
+"""The two roles of SWIRL: what each completes, and what its counterpart then scores.
 
 Phase I trains the forward world model (FWM) P(y|x,z) with the frozen inverse dynamics model (IDM) Q(z|x,y) as reward;
 Phase II swaps them. Both are one procedure: a role has a prompt, it completes one field of the transition, and its
@@ -37,13 +37,6 @@ class Role:
     def complete(self, transition: Transition, completion: str) -> Transition:
         """The transition with this role's completion put in: what the counterpart reads."""
         return replace(transition, **{self.completes: completion})
-
-    def scoring(self, transition: Transition, completion: str) -> tuple[Transition, str]:
-        """Context and target of the reward.
-
-        Phase I: log Q(z | x, y^), so the context holds y^ and the target is z; Phase II: log P(y | x, z^).
-        """
-        return self.complete(transition, completion), self.counterpart.target(transition)
 
 
 FWM = Role("fwm", completes="y")

@@ -6,6 +6,7 @@ Rewards and weight sets come from the process groups of workers/layouts.py, whol
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby, product
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from workers.layouts import FULL
 from workers.rooms import labelled_completions
 
 from swirl_nemo.data.transitions import TransitionFile
-from swirl_nemo.roles import IDM, ROLES
+from swirl_nemo.roles import FWM, IDM, ROLES
 
 pytestmark = pytest.mark.megatron
 
@@ -51,7 +52,8 @@ def test_a_reward_is_the_counterparts_log_prob_by_transformers(work, layouts, la
     prompter, rows = reference.prompter(work), reference.labelled(work)[:6]
     expected = []
     for row, completion in zip(rows, labelled_completions(rows, role), strict=True):
-        context, target = role.scoring(row, completion)
+        shown, scored = ("y", "z") if role is FWM else ("z", "y")
+        context, target = replace(row, **{shown: completion}), getattr(row, scored)
         prompt = prompter.prompt(role.counterpart, context)
         tokens = [*reference.tokenizer(work)(target, add_special_tokens=False)["input_ids"], prompter.end]
         expected.append(reference.token_logprobs(counterpart, prompt, tokens).mean().item())
