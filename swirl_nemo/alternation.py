@@ -217,7 +217,7 @@ class Driver:
 
         sets, best, fallen = self.session.sets, self.state.best, []
         for name in self.session.policies:
-            played = [figures[f"{role}/exact_match"] for role in ROLES if self.session.set_of(ROLES[role]) == name]
+            played = [figures[f"{role.name}/exact_match"] for role in self.session.roles_of(name)]
             now = sum(played) / len(played)
             if name in best and now < best[name][0]:
                 fallen.append(name)

@@ -216,13 +216,18 @@ def permuted(ranked: grpo.Advantages, mine: list[Transition], seed: tuple[int, .
 def update(
     session: Session, role: Role, phase: PhaseConfig, samples: Samples | None, mine: list[Transition], step: Step
 ) -> dict[str, float]:
-    """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, replay and M-step rows."""
+    """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, replay and M-step rows.
+
+    Labels are replayed to each role that the trained weights play, or shared ones forget the other (docs/tried.md).
+    """
     reduced: list[dict[str, float]] = []
+    replayed = [(phase.replay, step.replay, played) for played in session.roles_of(session.set_of(role))]
+    taught = [*replayed, (phase.mstep, step.annotated, role)]
     for part in range(phase.optimizer_steps):
         batches = [] if samples is None else _policy_batches(session, role, phase, samples, samples.parts[part])
-        for weight, rows in ((phase.replay, step.replay), (phase.mstep, step.annotated)):
+        for weight, rows, played in taught:
             if weight:
-                pairs = [(role, t) for t in session.share(rows[part :: phase.optimizer_steps])]
+                pairs = [(played, t) for t in session.share(rows[part :: phase.optimizer_steps])]
                 batches += supervised.micro_batches(session, pairs, weight)
         reduced.append(_optimizer_step(session, phase, batches, step.lr))
     tokens = sum(int(part.pop("tokens")) for part in reduced)

@@ -64,6 +64,10 @@ class Session:
         """Name of the weight set that plays this role."""
         return SHARED if self.cfg.model.weights is Weights.shared else role.name
 
+    def roles_of(self, weights: str) -> list[Role]:
+        """Roles that the weight set of this name plays."""
+        return [role for role in ROLES.values() if self.set_of(role) == weights]
+
     @property
     def policies(self) -> list[str]:
         return sorted({self.set_of(role) for role in ROLES.values()})

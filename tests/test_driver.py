@@ -147,7 +147,7 @@ def test_shared_weights_are_judged_by_the_mean_of_both_roles(driver, monkeypatch
     sets = SimpleNamespace(become=lambda name: done.append(name), trained=lambda: done.append("trained"))
     run = SimpleNamespace(say=lambda text: done.append(text), folder=Path("run"))
     driver.session = SimpleNamespace(
-        policies=("shared",), set_of=lambda role: "shared", sets=sets, run=run, actor="model"
+        policies=("shared",), roles_of=lambda name: [FWM, IDM], sets=sets, run=run, actor="model"
     )
     monkeypatch.setattr(run_state, "load_weights", lambda actor, folder: done.append((actor, str(folder))))
     driver.save = done.append

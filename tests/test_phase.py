@@ -1,10 +1,17 @@
-"""The permuted-advantages control: what a group's completions are told says nothing about them, and all else stays."""
+"""A phase's step: which rows it teaches to which role, and the permuted-advantages control."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 
+from swirl_nemo import phase
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.grpo import group_advantages
 from swirl_nemo.phase import permuted
+from swirl_nemo.roles import FWM, IDM
+from swirl_nemo.session import Session
+from swirl_nemo.settings import compose
 
 GROUP = 8
 ROWS = [Transition(f"row {number}", "x", "z", "y", "w", "e", number) for number in range(40)]
@@ -33,3 +40,31 @@ def test_the_permutation_is_a_rows_own_in_a_step_wherever_the_row_lies():
     assert torch.equal(both[1:], permuted(second, ROWS[1:2], (3, 1)).advantages)
     assert not torch.equal(both, permuted(ranked, ROWS[:2], (3, 2)).advantages)
     assert not torch.equal(both[0], both[1])
+
+
+@pytest.mark.parametrize("role", [FWM, IDM])
+@pytest.mark.parametrize("weights", ["separate", "shared"])
+def test_labels_are_replayed_to_every_role_of_the_trained_weights(monkeypatch, weights, role):
+    """Each role's rows a mean of their own, the M-step's of the phase's role alone, over two optimizer steps."""
+    session = Session.__new__(Session)
+    session.cfg, session.share = compose([f"model.weights={weights}"]), lambda rows: rows
+    steps = [[]]
+
+    def micro_batches(session, pairs, weight) -> list:
+        steps[-1].append((weight, pairs))
+        return []
+
+    def optimizer_step(*given) -> dict:
+        steps.append([])
+        return {"loss": 0.0, "tokens": 0, "skipped/nonfinite": 0}
+
+    monkeypatch.setattr(phase.supervised, "micro_batches", micro_batches)
+    monkeypatch.setattr(phase, "_optimizer_step", optimizer_step)
+    cfg = SimpleNamespace(optimizer_steps=2, replay=3.0, mstep=9.0)
+    phase.update(session, role, cfg, None, [], phase.Step([], ROWS[:4], ROWS[4:8], 1e-4, (0, 0)))
+    replayed = [role] if weights == "separate" else [FWM, IDM]
+    assert steps[:-1] == [
+        [(3.0, [(each, ROWS[4 + part]), (each, ROWS[6 + part])]) for each in replayed]
+        + [(9.0, [(role, ROWS[part]), (role, ROWS[2 + part])])]
+        for part in (0, 1)
+    ]

@@ -225,6 +225,19 @@ def test_a_step_of_the_published_phases():
     assert phase_work(compose([]), RoleName.idm, Lengths(100, 50, 10), layout).passes["reward"].scored == 50
 
 
+def test_shared_weights_replay_the_labels_to_both_roles():
+    """Of 8 rows in 2 optimizer steps and 2 replicas; states of 100, next states of 50, actions of 10 tokens."""
+    rows = ["phase.fwm.replay_batch=8", "phase.fwm.mstep=0", "phase.fwm.prompts=4", "phase.fwm.optimizer_steps=2"]
+    layout = Layout(1, 1, 1, 1, 2, sequence=False)
+
+    def replayed(weights: str) -> list[Micro]:
+        cfg = compose([*rows, f"model.weights={weights}"])
+        return phase_work(cfg, RoleName.fwm, Lengths(100, 50, 10), layout).train[1:]
+
+    as_fwm, as_idm = Micro(1, 2, 2, 110, 49, 50), Micro(1, 2, 2, 150, 9, 10)
+    assert replayed("separate") == [as_fwm] and replayed("shared") == [as_fwm, as_idm]
+
+
 # seconds: what others have published
 
 

@@ -108,17 +108,21 @@ class PhaseWork:
 def phase_work(cfg: SwirlConfig, role: RoleName, lengths: Lengths, layout: Layout) -> PhaseWork:
     phase: PhaseConfig = getattr(cfg.phase, role.value)
     x, y, z = lengths.state, lengths.next_state, lengths.action
-    prompt, completion, target = (x + z, y, z) if role is RoleName.fwm else (x + y, z, y)
+    texts = {RoleName.fwm: (x + z, y), RoleName.idm: (x + y, z)}  # prompt and completion
+    prompt, completion = texts[role]
+    target = z if role is RoleName.fwm else y
+    replayed = texts.values() if cfg.model.weights is Weights.shared else [texts[role]]
     prompts = math.ceil(phase.prompts / layout.data)
     rows, group, sizes = prompts * phase.group, phase.group, cfg.parallel
     passes = {"reward": micro(rows, sizes.score_batch, group, x, completion + target - 1, target)}
     if phase.kl_beta:
         passes["reference"] = micro(rows, sizes.score_batch, group, prompt, completion - 1, completion)
     train = [micro(rows / phase.optimizer_steps, sizes.micro_batch, group, prompt, completion - 1, completion)]
-    for weight, count in ((phase.replay, phase.replay_batch), (phase.mstep, phase.mstep_batch)):
+    taught = [(phase.replay, phase.replay_batch, text) for text in replayed]
+    for weight, count, (prefix, target) in [*taught, (phase.mstep, phase.mstep_batch, texts[role])]:
         if weight:
             share = math.ceil(count / phase.optimizer_steps / layout.data)
-            train.append(micro(share, sizes.micro_batch, 1, prompt, completion - 1, completion))
+            train.append(micro(share, sizes.micro_batch, 1, prefix, target - 1, target))
     return PhaseWork(
         role=role.value,
         rollout=_rollout(cfg, role, math.ceil(phase.prompts / layout.shards), prompt, completion),
