@@ -257,6 +257,24 @@ def test_training_is_repeated_and_refuses_what_it_cannot_meet(trained, tmp_path)
             train_tokenizer(training(folder, **changes))
 
 
+def test_bytes_of_a_decoded_picture():
+    """Of a decoder that says -1, 0.5 and 2 of each channel: [-1, 1] is 0 to 255, and what lies beyond is cut."""
+    model = VqVae(Shape((8, 8), 4, 4, 4, 2, context=0))
+    with torch.no_grad():
+        model.decoder[-1].weight.zero_()
+        model.decoder[-1].bias.copy_(torch.tensor([-1.0, 0.5, 2.0]))
+    picture = model.decode(torch.zeros(1, 4, dtype=torch.int64))[0]
+    assert picture.shape == (8, 8, 3) and picture.flatten(0, 1).unique(dim=0).tolist() == [[0, 191, 255]]
+
+
+def test_the_first_of_codes_in_one_place_stands_for_all():
+    model = VqVae(Shape((4, 8), 4, 4, 2, 4, context=0))
+    model.set_codebook(torch.tensor([[9.0, 9.0], [1.0, 0.0], [1.001, 0.0], [0.0, 1.0]]))
+    vectors = torch.tensor([[1.001, 0.0], [0.0, 1.0]]).T[None, :, None]  # [1, 2, 1, 2]
+    model.encoder.register_forward_hook(lambda *given: vectors)
+    assert model.encode(torch.zeros(1, 4, 8, 3, dtype=torch.uint8)).tolist() == [[1, 3]]
+
+
 # frames
 
 
@@ -288,10 +306,15 @@ def test_folders_are_sequences_in_the_order_of_names(tmp_path):
     for folder, names in {"two": ["2.png", "10.png", "1.png"], "one": ["a.jpg"]}.items():
         (tmp_path / folder).mkdir()
         for name in names:
-            Image.new("RGB", (4, 4)).save(tmp_path / folder / name)
+            level = 0 if name == "a.jpg" else int(name.removesuffix(".png"))
+            Image.new("RGB", (4, 4), (level,) * 3).save(tmp_path / folder / name)
     (tmp_path / "two" / "notes.txt").write_text("")
     found = {clip.name.split("/")[-1]: [file.name for file in clip.files] for clip in clips(tmp_path)}
     assert found == {"one": ["a.jpg"], "two": ["1.png", "10.png", "2.png"]}
+    levels = [int(frame.mean()) for frame in clips(tmp_path)[-1].frames(2, (4, 4))]
+    assert levels == [1, 2], "of 1, 10 and 2 every second"
+    video(tmp_path / "z.mkv", [0])
+    assert [clip.name for clip in clips(tmp_path)] == [f"{tmp_path.name}/one", f"{tmp_path.name}/two", "z.mkv"]
     (tmp_path / "one" / "a.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"a\.jpg: cannot be read as a picture"):
         read_picture(tmp_path / "one" / "a.jpg", (4, 4))
@@ -329,18 +352,50 @@ def test_codes_on_disk_are_the_tokenizer_s(trained, tmp_path):
     assert (about["codebook_size"], about["grid"]) == (32, [3, 2]) and not (tmp_path / "codes" / "parts").exists()
 
 
+def test_folders_of_pictures_are_read_at_the_stride_and_one_state_is_no_sequence(trained, tmp_path):
+    """The first state of the second folder has a code of its own place in codes.npy, and no row."""
+    files = sorted((trained[0] / "frames").iterdir())
+    for folder, some in (("a", files[:5]), ("b", files[5:7]), ("c", files[7:10])):
+        (tmp_path / "source" / folder).mkdir(parents=True)
+        for file in some:
+            shutil.copy(file, tmp_path / "source" / folder)
+    assert tokenize(settings(tmp_path, trained, source=tmp_path / "source", stride=2, part=2)) == 3 + 1 + 2
+    rows = [json.loads(line) for line in (tmp_path / "codes" / "states.jsonl").read_text().splitlines()]
+    numbers = {row["id"]: [int(state["image"].removeprefix("codes.npy#")) for state in row["states"]] for row in rows}
+    assert numbers == {"source/a": [0, 1, 2], "source/c": [4, 5]}
+    read = torch.from_numpy(np.stack([np.asarray(Image.open(files[place])) for place in (0, 2, 4, 5, 7, 9)]))
+    codes = load_image_tokenizer(trained[0] / "vq").encode(read).numpy()
+    assert (np.load(tmp_path / "codes" / "codes.npy") == codes).all()
+
+
+def test_codes_of_other_settings_or_of_a_tokenizer_trained_anew_are_not_taken_for_these(trained, tmp_path):
+    """A tokenizer trained with another seed has files of the same sizes."""
+    (tmp_path / "videos").mkdir()
+    video(tmp_path / "videos" / "a.mkv", [20, 220, 20, 220, 20])
+    shutil.copytree(trained[0] / "vq", tmp_path / "vq")
+    given = {"source": tmp_path / "videos", "tokenizer": tmp_path / "vq", "stride": 2}
+    assert tokenize(settings(tmp_path, trained, **given)) == tokenize(settings(tmp_path, trained, **given)) == 3
+    with pytest.raises(ValueError, match="holds codes of other pictures or settings"):
+        tokenize(settings(tmp_path, trained, **given | {"stride": 1}))
+    weights = load_file(tmp_path / "vq" / "model.safetensors")
+    save_file({name: tensor.flip(0) for name, tensor in weights.items()}, tmp_path / "vq" / "model.safetensors")
+    with pytest.raises(ValueError, match="holds codes of other pictures or settings"):
+        tokenize(settings(tmp_path, trained, **given))
+
+
 def test_transitions_with_pictures_are_rewritten(trained, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(trained[0] / "frames", source / "frames")
     rest = {"world": "tiles", "episode": "e", "t": 0}
     row = {"id": "a", "x": {"image": "frames/005.png"}, "z": "go", "y": {"image": "frames/002.png"}, **rest}
     text = {"id": "b", "x": "a room", "z": None, "y": {"image": "frames/005.png"}, **rest}
+    text["history"] = [{"image": "frames/001.png"}, {"image": "frames/005.png"}, "a hall"]
     (source / "labelled.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(text)}\n")
     (source / "unlabelled_actions.jsonl").write_text('{"id": "b", "z": "é"}\n')
-    assert tokenize(settings(tmp_path, trained, source=source)) == 2
+    assert tokenize(settings(tmp_path, trained, source=source)) == 3
     rows = [json.loads(line) for line in (tmp_path / "codes" / "labelled.jsonl").read_text().splitlines()]
-    assert rows[0] == row | {"x": {"image": "codes.npy#1"}, "y": {"image": "codes.npy#0"}}
-    assert rows[1] == text | {"y": {"image": "codes.npy#1"}}
+    first, second, fifth = ({"image": f"codes.npy#{number}"} for number in range(3))
+    assert rows == [row | {"x": fifth, "y": second}, text | {"y": fifth, "history": [first, fifth, "a hall"]}]
     assert (tmp_path / "codes" / "unlabelled_actions.jsonl").read_text() == '{"id": "b", "z": "é"}\n'
 
 

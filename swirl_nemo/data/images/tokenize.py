@@ -64,11 +64,11 @@ def tokenize(cfg: TokenizeConfig) -> int:
     if files and not pictures:
         raise ValueError(f"{source}: none of its {len(files)} transitions files has a picture: nothing to tokenize")
     parts = _divided([Clip("", tuple(source / name for name in pictures))] if files else sequences, cfg)
-    settings = Settings(cfg.tokenizer, size, cfg.device, cfg.batch, out / PARTS)
+    settings, key = Settings(cfg.tokenizer, size, cfg.device, cfg.batch, out / PARTS), _key(cfg, parts)
     if (out / ABOUT).is_file() and not (out / PARTS).is_dir():
-        _same(out / ABOUT, _key(cfg, parts))
+        _same(out / ABOUT, key)
         return len(np.load(out / FILE, mmap_mode="r"))
-    _prepare(out, _key(cfg, parts))
+    _prepare(out, key)
     _encode(parts, settings, cfg.processes)
     counts = _join(out, len(parts), tokenizer)
     if files:
@@ -76,7 +76,7 @@ def tokenize(cfg: TokenizeConfig) -> int:
     else:
         _write_sequences(out / "states.jsonl", parts, counts, cfg.world_name)
     about = {"codebook_size": tokenizer.codebook_size, "grid": list(tokenizer.grid), "size": list(tokenizer.size)}
-    write_json(out / ABOUT, {"key": _key(cfg, parts), "tokenizer": cfg.tokenizer, "pictures": sum(counts), **about})
+    write_json(out / ABOUT, {"key": key, "tokenizer": cfg.tokenizer, "pictures": sum(counts), **about})
     shutil.rmtree(out / PARTS)
     return sum(counts)
 
@@ -106,10 +106,15 @@ def _divided(sequences: list[Clip], cfg: TokenizeConfig) -> list[Part]:
 
 def _key(cfg: TokenizeConfig, parts: list[Part]) -> str:
     """Of all that decides what the codes are, but for the content of the pictures."""
-    weights = [(path.name, path.stat().st_size) for path in sorted(Path(cfg.tokenizer).iterdir())]
+    weights = [(path.name, _digest(path)) for path in sorted(Path(cfg.tokenizer).iterdir()) if path.is_file()]
     files = [[str(path), path.stat().st_size] for part in parts for path in part.clip.files if path.is_file()]
     text = json.dumps([cfg.size, cfg.stride, cfg.part, weights, files])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _same(path: Path, key: str) -> None:
