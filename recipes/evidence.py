@@ -47,7 +47,7 @@ RUNS = {
     "states-250": [NO_PRIOR, "data.max_unlabelled=250"],
     "states-1000": [NO_PRIOR, "data.max_unlabelled=1000"],
 }
-BASELINES = {"swirl": [], "shared": ["alternation.baselines=[continued_sft]"]}  # the others have none
+BASELINES = {"swirl": [], "shared": ["alternation.baselines=[continued_sft,pseudo_labels]"]}  # the others have none
 TIMED, TIMED_STEPS = ("no_prior", "no_gradient"), 12  # for equal_time
 SAMPLES = ("test, warmup", "test, swirl")
 

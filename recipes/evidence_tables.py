@@ -66,14 +66,16 @@ def cell(values: list[float | None], *, percent: bool = True) -> str:
 
 def models(kept: Kept) -> Iterator[tuple[str, list[dict], str]]:
     """Rows of the main table: a name, the runs of all seeds, and the model of them that is meant."""
-    first = list(kept["swirl"].values())
-    for model in (*(name for name in MODELS if name != "swirl"), "swirl"):
-        if any(model in run["held_out"]["fwm"]["exact_match"] for run in first):
-            yield MODELS[model], first, model
-    if "shared" in kept:
-        yield "SWIRL, shared weights", list(kept["shared"].values()), "swirl"
-        yield "warm-up, shared weights", list(kept["shared"].values()), "warmup"
-        yield "continued SFT, shared weights", list(kept["shared"].values()), "continued_sft"
+    for run, beside in (("swirl", ""), ("shared", ", shared weights")):
+        runs = list(kept.get(run, {}).values())
+        for model in _made(runs):
+            yield MODELS[model] + beside, runs, model
+
+
+def _made(runs: list[dict]) -> list[str]:
+    """The models that some of the runs have, SWIRL last."""
+    names = (*(name for name in MODELS if name != "swirl"), "swirl")
+    return [name for name in names if any(name in run["held_out"]["fwm"]["exact_match"] for run in runs)]
 
 
 def main_table(kept: Kept) -> str:
@@ -90,19 +92,23 @@ def main_table(kept: Kept) -> str:
     return table(head, rows)
 
 
-def seeds(kept: Kept) -> str:
+def seeds(kept: Kept, run: str = "swirl") -> str:
     """Exact match, seed by seed: the best of SWIRL and what has no more labels in bold, the gain over warm-up."""
-    models = {name: title for name, title in MODELS.items() if name not in ("swirl", "all_labels")}
+    runs = kept.get(run, {})
+    if not runs:
+        return ""
+    made = _made(list(runs.values()))
+    names, bound = [name for name in made if name != "all_labels"], ["all_labels"] * ("all_labels" in made)
     rows = []
     for role in ("fwm", "idm"):
-        for seed, run in sorted(kept["swirl"].items()):
-            exact = run["held_out"][role]["exact_match"]
-            best = max(exact[model] for model in (*models, "swirl") if model in exact)
-            shown = [_exact(exact.get(model), best) for model in (*models, "swirl")]
+        for seed, figures in sorted(runs.items()):
+            exact = figures["held_out"][role]["exact_match"]
+            best = max(exact[name] for name in names if name in exact)
+            shown = [_exact(exact.get(name), best) for name in names]
             shown[-1] += f" ({relative(exact['swirl'], exact['warmup'])})"
-            after = str(run["kept"].get(role, "last"))
-            rows.append([str(seed), role.upper(), *shown, after, _exact(exact.get("all_labels"))])
-    head = [*models.values(), "SWIRL", "kept after iteration", MODELS["all_labels"]]
+            after = str(figures["kept"].get(role, figures["kept"].get("shared", "last")))
+            rows.append([str(seed), role.upper(), *shown, after, *(_exact(exact.get(name)) for name in bound)])
+    head = [*(MODELS[name] for name in names), "kept after iteration", *(MODELS[name] for name in bound)]
     return table(["seed", "", *head], rows)
 
 
@@ -177,7 +183,9 @@ def filled(text: str, all_kept: dict[str, Kept]) -> str:
         if experiment == "summary":
             made = summary(all_kept)
         else:
-            made = (ablations if what == "ablations" else seeds)(all_kept[experiment])
+            made = (
+                ablations(all_kept[experiment]) if what == "ablations" else seeds(all_kept[experiment], what or "swirl")
+            )
         return f"{match[1]}\n{made}\n{match[3]}"
 
     return MARKED.sub(make, text)
@@ -288,6 +296,7 @@ def page(experiment: str, kept: Kept) -> str:
     parts = {
         f"Test split, {some['labels_used']} labels, {some['state_only']} state-only transitions": main_table(kept),
         "Exact match, seed by seed, %": seeds(kept),
+        "Exact match with shared weights, seed by seed, %": seeds(kept, "shared"),
         "Ablations from one warm-up, exact match, %": ablations(kept),
         "Other test splits, exact match, %": further(kept),
         "Looking ahead": ahead(kept),

@@ -92,7 +92,7 @@ def test_shared_weights_are_warmed_up_together_from_the_base(evidence):
     cfg = compose(evidence.settings("bfcl", "shared", 3))
     assert cfg.model.weights.name == "shared" and cfg.warmup.steps == compose(["experiment=bfcl"]).warmup.steps > 0
     assert cfg.model.fwm == "runs/evidence/bfcl-base-0/checkpoints/warmup/fwm"
-    assert [baseline.name for baseline in cfg.alternation.baselines] == ["continued_sft"]
+    assert [baseline.name for baseline in cfg.alternation.baselines] == ["continued_sft", "pseudo_labels"]
 
 
 def test_equal_time_has_the_steps_that_the_gradient_would_have_cost(evidence, monkeypatch):
@@ -199,8 +199,8 @@ def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
     assert any(line.startswith("| SWIRL | 2 | 70.0 (60.0 to 80.0) |") for line in lines)
     assert any(line.startswith("| warm-up | 2 | 45.0 (40.0 to 50.0) |") for line in lines)
     assert [line for line in lines if line.startswith(("| 1 | FWM", "| 2 | FWM"))] == [
-        "| 1 | FWM | 40.0 | 50.0 | - | - | **60.0** (+50%) | 2 | - |",
-        "| 2 | FWM | 50.0 | 40.0 | **90.0** | - | 80.0 (+60%) | 2 | 100.0 |",
+        "| 1 | FWM | 40.0 | 50.0 | - | **60.0** (+50%) | 2 | - |",
+        "| 2 | FWM | 50.0 | 40.0 | **90.0** | 80.0 (+60%) | 2 | 100.0 |",
     ]
     curve = lines[next(i for i, line in enumerate(lines) if line.startswith("| state-only")) + 2 :]
     assert curve[:3] == ["| 0 | 40.0 | 20.0 |", "| 250 | 45.0 | 22.5 |", "| 4000 | 55.0 | 27.5 |"]  # of seed 1 alone
@@ -212,6 +212,23 @@ def test_tables_are_means_over_seeds_with_their_spread(evidence, tables):
         "|  | IDM | 22.5 (20.0 to 25.0) | 22.5 (20.0 to 25.0) | 45.0 | 35.0 (30.0 to 40.0), +56% | 50.0 |",
         *("", "<!-- end -->", "b"),
     ]
+
+
+def test_shared_weights_have_a_table_of_their_own(evidence, tables):
+    keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4, merged=0.1, all_labels=1.0))
+    shared = kept_run(0.7, warmup=0.35, pseudo_labels=0.5) | {"kept": {"shared": 3}}
+    keep(evidence, "shared", 2, **shared)
+    Path("README.md").write_text("<!-- table: bfcl/shared -->\n<!-- end -->\n")
+    tables.main()
+    assert Path("README.md").read_text().splitlines()[2:-2] == [
+        "| seed |  | warm-up | pseudo-label SFT | SWIRL | kept after iteration |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| 2 | FWM | 35.0 | 50.0 | **70.0** (+100%) | 3 |",
+        "| 2 | IDM | 17.5 | 25.0 | **35.0** (+100%) | 3 |",
+    ]
+    rows = [line.split(" | ")[:3] for line in (evidence.KEPT / "bfcl.md").read_text().splitlines()]
+    assert ["| SWIRL, shared weights", "1", "70.0"] in rows and ["| SWIRL", "1", "60.0"] in rows
+    assert ["| pseudo-label SFT, shared weights", "1", "50.0"] in rows
 
 
 def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
