@@ -24,6 +24,7 @@ EXPERIMENTS = {  # in this order; others after them, under their own name
     "miniwob": "MiniWoB++",
     "scienceworld": "ScienceWorld",
     "minigrid_images": "MiniGrid in pictures",
+    "minigrid_images_history": "MiniGrid in pictures, with history",
 }
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABLATIONS = {

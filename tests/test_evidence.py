@@ -19,6 +19,7 @@ from swirl_nemo.settings import compose
 KEPT = sorted((TESTS.parent / "docs" / "evidence").glob("*/*.json"))
 WITH_SETTINGS = [file for file in KEPT if "settings" in json.loads(file.read_text())]  # the first nine have none
 WORLDS = ("minigrid", "bfcl", "miniwob", "scienceworld", "minigrid_images")
+PICTURES = ("minigrid_images", "minigrid_images_history")
 
 
 @pytest.fixture
@@ -86,6 +87,21 @@ def test_runs_of_a_seed_differ_from_swirl_in_what_their_name_says(evidence, worl
         assert told(run).alternation.baselines == [] and told(run).model == swirl.model
         assert told(run).alternation.new_form == 0
     assert told("no_prior").phase == swirl.phase and told("no_prior").eval.horizon == 0
+
+
+def test_the_run_with_history_is_the_one_without_but_for_what_it_reads():
+    plain, past = (deciding_settings(compose([f"experiment={name}"])) for name in PICTURES)
+    moved = {key for key in plain if str(plain[key]).find("data/minigrid_codes") >= 0}
+    other = {"data.history", "data.fwm.templates", "data.idm.templates", "alternation.baselines"}
+    assert {key for key in plain.keys() | past.keys() if plain.get(key) != past.get(key)} == moved | other
+    assert all(past[key] == _of_history(plain[key]) for key in moved)
+    assert all("{history}" in past[f"data.{role}.templates"][0] for role in ("fwm", "idm"))
+
+
+def _of_history(files: str | list[str]) -> str | list[str]:
+    if isinstance(files, list):
+        return [_of_history(file) for file in files]
+    return files.replace("minigrid_codes", "minigrid_history_codes")
 
 
 def test_shared_weights_are_warmed_up_together_from_the_base(evidence):
