@@ -97,6 +97,12 @@ def _optimizer_steps(cfg: SwirlConfig, role: Role) -> int:
     return cfg.alternation.iterations * visits * phase.steps * phase.optimizer_steps
 
 
+def _supervised_rows(phase: PhaseConfig, roles: int) -> int:
+    """Of an optimizer step of a phase whose weights play so many roles; each reads the labels."""
+    rows = phase.mstep_batch * (phase.mstep > 0) + roles * phase.replay_batch * (phase.replay > 0)
+    return rows // phase.optimizer_steps
+
+
 class Driver:
     """Runs the stages on a session, from its newest checkpoint if it has one."""
 
@@ -257,8 +263,8 @@ class Driver:
         sft = self.cfg.warmup
         if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
-            rows = phase.mstep_batch * (phase.mstep > 0) + phase.replay_batch * (phase.replay > 0)
-            batch = max(rows // phase.optimizer_steps, sft.batch)  # enough for every data-parallel rank
+            rows = max(_supervised_rows(phase_of(self.cfg, role), len(stage.roles)) for role in stage.roles)
+            batch = max(rows, sft.batch)  # enough for every data-parallel rank
             sft = SftConfig(stage.steps, batch, phase.lr, phase.lr_warmup, Schedule.constant, sft.renamed)
         return self._sft_stepper(stage, sft, self._sft_rows(stage))
 
