@@ -184,9 +184,8 @@ def filled(text: str, all_kept: dict[str, Kept]) -> str:
         if experiment == "summary":
             made = summary(all_kept)
         else:
-            made = (
-                ablations(all_kept[experiment]) if what == "ablations" else seeds(all_kept[experiment], what or "swirl")
-            )
+            kept = all_kept[experiment]
+            made = ablations(kept) if what == "ablations" else seeds(kept, what or "swirl")
         return f"{match[1]}\n{made}\n{match[3]}"
 
     return MARKED.sub(make, text)

@@ -91,7 +91,7 @@ def test_runs_of_a_seed_differ_from_swirl_in_what_their_name_says(evidence, worl
 
 def test_the_run_with_history_is_the_one_without_but_for_what_it_reads():
     plain, past = (deciding_settings(compose([f"experiment={name}"])) for name in PICTURES)
-    moved = {key for key in plain if str(plain[key]).find("data/minigrid_codes") >= 0}
+    moved = {key for key in plain if "data/minigrid_codes" in str(plain[key])}
     other = {"data.history", "data.fwm.templates", "data.idm.templates", "alternation.baselines"}
     assert {key for key in plain.keys() | past.keys() if plain.get(key) != past.get(key)} == moved | other
     assert all(past[key] == _of_history(plain[key]) for key in moved)

@@ -52,7 +52,7 @@ def collect(cfg: CollectConfig) -> dict[str, int]:
         filler = _Filler(cfg, world, combinations, episodes)
         seen = [task for task in tasks if task not in held_out]
         rows = filler.fill(seen, sorted(held_out))
-    _write_splits(out, rows, filler.test_episodes, _drawing(world, out) if world.pictures else dict)
+    _write_splits(out, rows, filler.test_episodes, _drawing(world, out) if world.picture else dict)
     _write_tokenizer(out / "tokenizer", world.words(), rows, cfg.vocabulary)
     description = {"world": cfg.world.name, "seed": cfg.seed, "settings": asdict(cfg.world)}
     description |= {"held_out_combinations": sorted(combinations), "held_out_tasks": sorted(held_out)}

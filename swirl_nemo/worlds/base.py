@@ -1,7 +1,7 @@
 """What a world is: the source of transitions, and the judge of actions where it can compute them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -64,7 +64,8 @@ class World(ABC, Generic[Config]):
     settings: ClassVar[type[WorldConfig]] = WorldConfig
     packages: ClassVar[tuple[str, ...]] = ()  # distributions whose version and licence a collection records
     combinations: ClassVar[Sequence[str]] = ()  # that a split can hold out, where they can be listed
-    pictures: ClassVar[bool] = False  # states are written as what `picture` draws of them
+    # Of a world in pictures a method: a rendered state as uint8 [H, W, 3], of one size, that is written in its place
+    picture: "Callable[[str], np.ndarray] | None" = None
 
     def __init_subclass__(cls) -> None:
         ConfigStore.instance().store(group="world", name=f"{cls.name}_schema", node=cls.settings)
@@ -99,10 +100,6 @@ class World(ABC, Generic[Config]):
     @abstractmethod
     def render(self, state: Any) -> str:
         """The state as the models read it."""
-
-    def picture(self, state: str) -> "np.ndarray":
-        """uint8 [H, W, 3] of a rendered state, of one size, asked of worlds with `pictures` alone."""
-        raise NotImplementedError(f"{self.name}: pictures = True needs a method picture")
 
     def shown(self, state: Any, action: str) -> str:
         """What an episode's `x` has of the state where this action is taken; all of it, unless the world trims."""

@@ -25,7 +25,6 @@ class MiniGridImagesConfig(MiniGridConfig):
 class MiniGridImages(MiniGrid):
     name = "minigrid_images"
     settings = MiniGridImagesConfig
-    pictures = True
 
     def check(self) -> None:
         super().check()
