@@ -3,7 +3,7 @@
 
 Command: python recipes/evidence_tables.py
 Expect: docs/evidence/NAME.md of each experiment, and what stands between `<!-- table: ... -->` and `<!-- end -->` in
-docs/results.md and README.md. tests/test_evidence.py compares them with the files.
+docs/results.md, docs/ablations.md and README.md. tests/test_evidence.py compares them with the files.
 """
 
 import json
@@ -17,7 +17,7 @@ from swirl_nemo.data.facts import difference
 from swirl_nemo.evaluation.metrics import METRICS, MODELS
 from swirl_nemo.settings import compose
 
-KEPT, FILLED = Path("docs/evidence"), ("docs/results.md", "README.md")
+KEPT, FILLED = Path("docs/evidence"), ("docs/results.md", "docs/ablations.md", "README.md")
 EXPERIMENTS = {  # in this order; others after them, under their own name
     "minigrid": "MiniGrid",
     "bfcl": "BFCL",

@@ -2,7 +2,7 @@
 # Three seeds of the quickstart's world, and from their warmed-up models: Phase I's policy gradient off, and the paper's form.
 # Needs: two CPU cores, 8 GB of memory, `make quickstart` once for data and model. Two `swirl` runs side by side took
 # 12.6 minutes, a `published` one 10.7 beside other work; the whole script was not timed in one go.
-# Expect: the tables of docs/results.md.
+# Expect: the tables of docs/household.md.
 # Command: bash recipes/household.sh && python recipes/table.py runs/household-*
 set -euo pipefail
 export OMP_NUM_THREADS=1 # runs side by side, a core each
