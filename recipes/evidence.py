@@ -56,10 +56,16 @@ def folder_of(experiment: str, run: str, seed: int) -> Path:
     return ROOT / f"{experiment}-{run}-{seed}"
 
 
+def origin(run: str, seed: int) -> tuple[str, int]:
+    """Name and seed of the run whose models this one begins with. One set of weights warms up both roles at once."""
+    return ("base", 0) if run == "shared" else ("warmup", seed)
+
+
 def settings(experiment: str, run: str, seed: int) -> list[str]:
-    chosen = start(experiment, seed, *(("base", 0) if run == "shared" else ("warmup", seed)))
+    begun = origin(run, seed)
+    chosen = start(experiment, seed, *begun)
     chosen += [*RUNS[run], *BASELINES.get(run, ["alternation.baselines=[]"])]
-    if run != "shared":
+    if begun[0] == "warmup":
         chosen += ["warmup.steps=0"]
     if run == "equal_time":
         chosen += [f"phase.fwm.steps={steps_of_equal_time(experiment, seed)}"]
@@ -106,9 +112,10 @@ def steps_of_equal_time(experiment: str, seed: int) -> int:
     return round(compose([f"experiment={experiment}"]).phase.fwm.steps * with_gradient / without)
 
 
-def train(experiment: str, run: str, seed: int, warmup: Future) -> None:
-    """One run, once its warm-up is done, and what is kept of it."""
-    warmup.result()
+def train(experiment: str, run: str, seed: int, warmup: Future | None) -> None:
+    """One run, once the warm-up that it starts from is done, and what is kept of it."""
+    if warmup:
+        warmup.result()
     file = KEPT / experiment / f"{run}-{seed}.json"
     folder = folder_of(experiment, run, seed)
     if file.is_file():
@@ -155,7 +162,7 @@ def make_models(folder: Path, chosen: list[str]) -> None:
 def told(experiment: str, run: str, seed: int) -> dict[Path, list[str]]:
     """The folders that a run's figures come from, each with the settings that decide it: base, warm-up, the run."""
     folders = {folder_of(experiment, "base", 0): base_settings(experiment)}
-    if run != "shared":
+    if origin(run, seed)[0] == "warmup":
         folders[folder_of(experiment, "warmup", seed)] = start(experiment, seed, "base", 0)
     return folders | {folder_of(experiment, run, seed): settings(experiment, run, seed)}
 
@@ -192,12 +199,14 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     make_base(asked.experiment)
+    wanted = [(run, seed) for run in RUNS if run in asked.runs for seed in asked.seeds]
     started: dict[tuple[str, int], Future] = {}
     with ThreadPoolExecutor(asked.at_once) as pool:  # in the order of RUNS, so what a run waits for has begun before it
-        for seed in asked.seeds:
-            started["warmup", seed] = pool.submit(make_warmup, asked.experiment, seed)
-        for run, seed in ((run, seed) for run in RUNS if run in asked.runs for seed in asked.seeds):
-            started[run, seed] = pool.submit(train, asked.experiment, run, seed, started["warmup", seed])
+        for name, seed in dict.fromkeys(origin(*one) for one in wanted):
+            if name == "warmup":
+                started[name, seed] = pool.submit(make_warmup, asked.experiment, seed)
+        for run, seed in wanted:
+            started[run, seed] = pool.submit(train, asked.experiment, run, seed, started.get(origin(run, seed)))
         for done in started.values():
             done.result()
 

@@ -174,6 +174,19 @@ def test_what_is_kept_is_not_run_again_and_what_is_not_is_kept(evidence):
     assert command == "train" and folder.name == "bfcl-swirl-3" and "run.seed=3" in chosen
 
 
+@pytest.mark.parametrize(
+    ("runs", "warmed"), [(["shared"], []), (["swirl", "shared"], ["bfcl-warmup-2", "bfcl-warmup-3"])]
+)
+def test_a_warm_up_is_made_where_a_run_begins_with_it(evidence, monkeypatch, runs, warmed):
+    trained = []
+    monkeypatch.setattr(evidence, "make_base", lambda experiment: None)
+    monkeypatch.setattr(evidence, "train", lambda experiment, run, seed, warmup: trained.append((run, bool(warmup))))
+    monkeypatch.setattr(sys, "argv", ["evidence.py", "bfcl", "--seeds", "2", "3", "--runs", *runs])
+    evidence.main()
+    assert sorted(folder.name for _, folder, _ in evidence.started) == warmed
+    assert sorted(trained) == sorted((run, run == "swirl") for run in runs for _ in range(2))
+
+
 @pytest.mark.parametrize("file", WITH_SETTINGS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_kept_run_had_the_settings_that_conf_has(recipe, monkeypatch, file):
     """A key that is new since then is left out."""
