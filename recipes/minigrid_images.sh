@@ -3,7 +3,7 @@
 # rows for the codes, and run the evidence. What is there already is not made again.
 #
 # Needs: two CPU cores, 8 GB of memory, swirl-nemo[worlds,images].
-# Expect: data in minutes, a base model in 16, then 49 minutes a seed with three at once on two cores; tables in
+# Expect: data in minutes, a base model in 22, then 43 minutes a seed with two at once on two cores; tables in
 # docs/evidence/minigrid_images.md.
 # Command: recipes/minigrid_images.sh [OPTION]...   those of recipes/evidence.py, e.g. --seeds 1
 set -euo pipefail
