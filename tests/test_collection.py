@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -186,6 +187,38 @@ def test_the_number_of_processes_changes_nothing(undisturbed, tmp_path):
         config.processes = processes
         collect(config)
         assert digests(tmp_path / str(processes)) == digests(undisturbed)
+
+
+def test_a_step_that_changes_nothing_is_no_row(undisturbed):
+    played = [step for line in rows(undisturbed / "episodes.jsonl")[1:] for step in line["steps"]]
+    assert any(x == y for x, _, y in played)
+    assert all(
+        row["x"] != row["y"] for name in FILES if name != "unlabelled_actions.jsonl" for row in rows(undisturbed / name)
+    )
+
+
+def test_no_history_shows_a_state_of_another_split(tmp_path):
+    collect(replace(configure(tmp_path, unseen_states=True, most=5), history=2))
+    by_split = {split: rows(tmp_path / f"{split}.jsonl") for split, wanted in SPLITS.items() if wanted}
+    cut = 0
+    for split, own in by_split.items():
+        others = {row[key] for other in by_split.keys() - {split} for row in by_split[other] for key in ("x", "y")}
+        assert not others & {state for row in own for state in row["history"]}
+        cut += sum(len(row["history"]) < min(2, row["t"]) for row in own)
+    assert cut, "no episode came upon a state of another split"
+
+
+def test_the_tokenizer_learns_words_of_labels_and_none_of_actions_that_are_hidden(tmp_path):
+    from transformers import AutoTokenizer
+
+    known = {}
+    for labelled in (0, 20):
+        out = tmp_path / str(labelled)
+        collect(replace(configure(out, labelled=labelled), vocabulary=400))
+        tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer", local_files_only=True)
+        known[labelled] = len(tokenizer.tokenize("put")) == 1
+        assert len(tokenizer.tokenize("apple")) == 1  # of the states
+    assert known == {0: False, 20: True}
 
 
 def test_every_file_is_read_by_datasets(undisturbed, tmp_path):

@@ -22,11 +22,11 @@ SPLITS = {"labelled": 20, "unlabelled": 60, "validation": 10, "test": 20, "test_
 
 @dataclass
 class TrialConfig(WorldConfig):
-    most: int = 9  # of each thing
+    most: int = 9  # of each thing that the shelf takes
 
 
 class Trial(World[TrialConfig]):
-    """A shelf with some of each thing; one thing is put there or taken away at a time."""
+    """A shelf with some of each thing; one more is put there, unless there are as many as it takes."""
 
     name = "trial"
     settings = TrialConfig
@@ -43,7 +43,7 @@ class Trial(World[TrialConfig]):
 
     def step(self, state: tuple[str, dict[str, int]], action: str) -> tuple[str, dict[str, int]]:
         (task, counts), thing = state, action.removeprefix("put ")
-        return task, counts | {thing: counts[thing] + 1}
+        return task, counts | {thing: min(counts[thing] + 1, self.config.most)}
 
     def render(self, state: tuple[str, dict[str, int]]) -> str:
         task, counts = state
