@@ -257,6 +257,7 @@ def test_the_same_seed_writes_the_same_bytes_and_more_labels_leave_the_held_out_
             "world.held_out_combinations=99",
             r"world\.held_out_combinations=99: household can hold out 24 comb.*",
         ),
+        ("world.held_out_tasks=1", r"world\.held_out_tasks=1: household can hold out 0 tasks: ask for at most as many"),
         ("world.held_out_combinations=0", r"world\.test_combinations=20: none of the combinations is held out: .*"),
         ("world.max_episodes=3", r"world\.max_episodes=3: they gave \d+ of 50 test rows: raise .*"),
         ("world.changes=[1,1]", r"world\.changes=\[1.0, 1.0\]: give 3 weights, .*"),

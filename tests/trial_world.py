@@ -60,11 +60,14 @@ def misbehave(task: str, episode: int) -> None:
     if task in told.get("raises", ()):
         raise RuntimeError("the simulator\nis cross")
     if task in told.get("crashes", ()) or (task in told.get("crashes_once", ()) and first):
+        note(folder / "left", str(subprocess.Popen(["sleep", "600"]).pid))
         os._exit(3)
     if any(claimed(folder / f"hang {number}") for number in range(told.get("hangs", 0))):
         child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
-        own = subprocess.Popen(["sleep", "600"], process_group=0)  # as a browser may do
-        note(folder / "hung", f"{os.getpid()} {child.pid} {child.stdout.readline().strip()} {own.pid}")
+        own = [
+            subprocess.Popen(["sleep", "600"], **how).pid for how in ({"process_group": 0}, {"start_new_session": True})
+        ]
+        note(folder / "hung", f"{os.getpid()} {child.pid} {child.stdout.readline().strip()} {own[0]} {own[1]}")
         time.sleep(600)
     time.sleep(told.get("seconds", 0))
 
