@@ -2,6 +2,7 @@
 read back from the files that it wrote."""
 
 import json
+from collections import Counter
 from itertools import combinations, islice
 from pathlib import Path
 from random import Random
@@ -248,9 +249,21 @@ def test_the_same_seed_writes_the_same_bytes_and_more_labels_leave_the_held_out_
         assert (tmp_path / "other" / f"{split}.jsonl").read_bytes() != (collected / f"{split}.jsonl").read_bytes()
 
 
+def test_labels_of_a_pool_have_verbs_by_turns_and_leave_the_held_out_splits(collected, tmp_path):
+    verbs = {}
+    for pool in (0, 1, 4):
+        out = tmp_path / str(pool)
+        collect(configure(out, f"world.label_pool={pool}"))
+        verbs[pool] = Counter(row["z"].split()[0] for row in read(out / "labelled.jsonl"))
+        assert digests(out, "test.jsonl", "validation.jsonl") == digests(collected, "test.jsonl", "validation.jsonl")
+    assert all(counts.total() == 60 for counts in verbs.values()) and verbs[0] == verbs[1]
+    assert set(verbs[4].values()) == {20} != set(verbs[1].values()), "go, move, set"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("world.label_pool=-1", r"world\.label_pool=-1: .*: set it to 0 or more"),
         ("world.labelled=-1", r"world\.labelled=-1: .*: set it to 0 or more"),
         ("world.episode_steps=0", r"world\.episode_steps=0: .*: set it to 1 or more"),
         (

@@ -88,7 +88,7 @@ def note(path: Path, line: str) -> None:
 
 def configure(out: Path, **changes) -> CollectConfig:
     settings = {"episode_steps": 4, "episode_seconds": 5.0, "gold": 0.0, "max_episodes": 300}
-    settings |= {"held_out_combinations": 0, "held_out_tasks": 2, "labels_in_turn": False, "unseen_states": False}
+    settings |= {"held_out_combinations": 0, "held_out_tasks": 2, "label_pool": 0, "unseen_states": False}
     world = TrialConfig(**{"name": "trial", **SPLITS, **settings, **changes})
     return CollectConfig(seed=0, out=str(out), processes=2, history=0, vocabulary=300, world=world)
 

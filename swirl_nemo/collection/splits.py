@@ -2,7 +2,7 @@
 
 Held-out splits are filled first, so that asking for more training rows leaves them as they are. No episode and no
 transition stands in two splits, with `unseen_states` no state either. Rows of a split are shuffled, so that the first N
-are a fair sample of it; with `labels_in_turn` the first N labels have as many of each verb as may be.
+are a fair sample of it; with `label_pool` the first N labels have as many of each verb as may be.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def collect(cfg: CollectConfig) -> dict[str, int]:
 
 def _check(cfg: CollectConfig) -> None:
     world = cfg.world
-    for key in (*SPLITS, "held_out_combinations", "held_out_tasks"):
+    for key in (*SPLITS, "label_pool", "held_out_combinations", "held_out_tasks"):
         if getattr(world, key) < 0:
             raise ValueError(f"world.{key}={getattr(world, key)}: a count cannot be negative: set it to 0 or more")
     for key, value in (("world.episode_steps", world.episode_steps), ("processes", cfg.processes)):
@@ -104,12 +104,12 @@ class _Filler:
         rows = {}
         for split in SPLITS:
             wanted = getattr(self._cfg.world, split)
+            pool = self._cfg.world.label_pool if split == "labelled" else 0
             if wanted:
-                found = self._take(split, wanted, streams.get(split, others))
+                among = wanted * max(pool, 1)
+                found = self._take(split, among, streams.get(split, others))
                 Random(f"{self._cfg.seed}/{split}").shuffle(found)
-                rows[split] = found[:wanted]
-        if self._cfg.world.labels_in_turn:
-            rows["labelled"] = in_turn(rows.get("labelled", []))
+                rows[split] = (in_turn(found[:among]) if pool else found)[:wanted]
         return rows
 
     def _take(self, split: str, wanted: int, stream: Iterator[tuple[Job, list[Step]]]) -> list[dict]:

@@ -33,7 +33,7 @@ class SplitConfig:
     test_tasks: int = MISSING
     held_out_combinations: int = MISSING  # combinations that no labelled row makes use of
     held_out_tasks: int = MISSING  # tasks that only test_tasks has
-    labels_in_turn: bool = MISSING  # labelled.jsonl: as few labels of each verb, an action's first word, as may be
+    label_pool: int = MISSING  # times `labelled`: rows that labels are chosen from, verbs by turns; 0: as they come
     unseen_states: bool = MISSING  # no state stands in two splits; otherwise no pair of state and next state does
     max_episodes: int = MISSING  # too few is an error, not a smaller split
 
