@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -37,6 +38,7 @@ ABLATIONS = {
 }
 TITLED = {"swirl": "SWIRL and its baselines", "shared": "SWIRL, shared weights"} | ABLATIONS
 TITLES = {"exact_match": "exact match, %", "token_f1": "token F1, %", "gold_logprob": "gold log-prob, nats"}
+WEIGHTS = {"swirl": "", "shared": ", shared weights"}  # runs with baselines
 SPLITS = {"test_combinations": "combinations without a label", "test_tasks": "tasks never seen"}
 LONGEST = 200  # characters of a sample: a small model can say one fact twenty times
 Kept = dict[str, dict[int, dict]]  # by run and seed
@@ -67,7 +69,7 @@ def cell(values: list[float | None], *, percent: bool = True) -> str:
 
 def models(kept: Kept) -> Iterator[tuple[str, list[dict], str]]:
     """Rows of the main table: a name, the runs of all seeds, and the model of them that is meant."""
-    for run, beside in (("swirl", ""), ("shared", ", shared weights")):
+    for run, beside in WEIGHTS.items():
         runs = list(kept.get(run, {}).values())
         for model in _made(runs):
             yield MODELS[model] + beside, runs, model
@@ -160,18 +162,15 @@ def summary(all_kept: dict[str, Kept]) -> str:
     """Exact match in each world, means over seeds."""
     names = ("warmup", "continued_sft", "pseudo_labels", "swirl", "all_labels")
     rows = []
-    for experiment, kept in all_kept.items():
-        runs = list(kept["swirl"].values())
-        for role in ("fwm", "idm"):
-            values = [[run["held_out"][role]["exact_match"].get(name) for run in runs] for name in names]
+    for (experiment, kept), (run, beside) in product(all_kept.items(), WEIGHTS.items()):
+        runs = list(kept.get(run, {}).values())
+        title = f"{EXPERIMENTS.get(experiment, experiment)}{beside}"
+        for role in ("fwm", "idm") if runs else ():
+            values = [[one["held_out"][role]["exact_match"].get(name) for one in runs] for name in names]
             shown = [cell(value) for value in values]
             warmup, swirl = (fmean(values[names.index(name)]) for name in ("warmup", "swirl"))
             shown[names.index("swirl")] += f", {relative(swirl, warmup)}"
-            first = (
-                f"{EXPERIMENTS.get(experiment, experiment)}, {runs[0]['labels_used']}, {len(runs)}"
-                if role == "fwm"
-                else ""
-            )
+            first = f"{title}, {runs[0]['labels_used']}, {len(runs)}" if role == "fwm" else ""
             rows.append([first, role.upper(), *shown])
     return table(["world, labels, seeds", "", *(MODELS[name] for name in names)], rows)
 

@@ -291,11 +291,13 @@ def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
 
 def test_an_experiment_of_ones_own_has_tables_too(evidence, tables):
     keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4))
+    keep(evidence, "shared", 1, **kept_run(0.7, warmup=0.5))
     (evidence.KEPT / "bfcl").rename(evidence.KEPT / "quickstart")
     assert list(tables.read_all()) == ["quickstart"]
     tables.main()
     assert (evidence.KEPT / "quickstart.md").read_text().startswith("# quickstart\n")
-    assert "| quickstart, 30, 1 | FWM | 40.0 |" in tables.summary(tables.read_all())
+    rows = tables.summary(tables.read_all())
+    assert "| quickstart, 30, 1 | FWM | 40.0 |" in rows and "| quickstart, shared weights, 30, 1 | FWM | 50.0 |" in rows
 
 
 @pytest.mark.parametrize("rolled", [True, False])
