@@ -21,7 +21,7 @@ from .guard import judge
 from .interrupt import Interrupt
 from .phase import Step, grpo_step
 from .pretraining import StateOnlyRows
-from .roles import FWM, IDM, ROLES, Role
+from .roles import FWM, IDM, ROLES, Role, taught_by_annotations
 from .runs import check_settings
 from .schedule import learning_rate
 from .session import REFERENCE, Session
@@ -97,9 +97,11 @@ def _optimizer_steps(cfg: SwirlConfig, role: Role) -> int:
     return cfg.alternation.iterations * visits * phase.steps * phase.optimizer_steps
 
 
-def _supervised_rows(phase: PhaseConfig, roles: int) -> int:
-    """Of an optimizer step of a phase whose weights play so many roles; each reads the labels."""
-    rows = phase.mstep_batch * (phase.mstep > 0) + roles * phase.replay_batch * (phase.replay > 0)
+def _supervised_rows(cfg: SwirlConfig, role: Role, played: Sequence[Role]) -> int:
+    """Of an optimizer step of the role's phase, whose weights play such roles."""
+    phase = phase_of(cfg, role)
+    rows = phase.mstep_batch * (phase.mstep > 0) * len(taught_by_annotations(role, played))
+    rows += phase.replay_batch * (phase.replay > 0) * len(played)
     return rows // phase.optimizer_steps
 
 
@@ -263,7 +265,7 @@ class Driver:
         sft = self.cfg.warmup
         if stage.kind in BASELINES:
             phase = phase_of(self.cfg, stage.roles[-1])
-            rows = max(_supervised_rows(phase_of(self.cfg, role), len(stage.roles)) for role in stage.roles)
+            rows = max(_supervised_rows(self.cfg, role, stage.roles) for role in stage.roles)
             batch = max(rows, sft.batch)  # enough for every data-parallel rank
             sft = SftConfig(stage.steps, batch, phase.lr, phase.lr_warmup, Schedule.constant, sft.renamed)
         return self._sft_stepper(stage, sft, self._sft_rows(stage))

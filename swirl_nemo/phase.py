@@ -22,7 +22,7 @@ from .data.batch import Sequences, collate
 from .data.transition import Transition
 from .guard import agree
 from .reward import counterpart_rewards, counterpart_sequences, rewards
-from .roles import Role
+from .roles import Role, taught_by_annotations
 from .rollout.result import Rollout
 from .session import REFERENCE, Session
 from .watch import Watch
@@ -218,16 +218,17 @@ def update(
 ) -> dict[str, float]:
     """`optimizer_steps` steps of Megatron's optimizer, each on its part of the groups, replay and M-step rows.
 
-    Labels are replayed to each role that the trained weights play, or shared ones forget the other (docs/tried.md).
+    Labels are replayed to each role that the trained weights play, or shared ones forget the other.
     """
     reduced: list[dict[str, float]] = []
-    replayed = [(phase.replay, step.replay, played) for played in session.roles_of(session.set_of(role))]
-    taught = [*replayed, (phase.mstep, step.annotated, role)]
+    played = session.roles_of(session.set_of(role))
+    taught = [(phase.replay, step.replay, each) for each in played]
+    taught += [(phase.mstep, step.annotated, each) for each in taught_by_annotations(role, played)]
     for part in range(phase.optimizer_steps):
         batches = [] if samples is None else _policy_batches(session, role, phase, samples, samples.parts[part])
-        for weight, rows, played in taught:
+        for weight, rows, each in taught:
             if weight:
-                pairs = [(played, t) for t in session.share(rows[part :: phase.optimizer_steps])]
+                pairs = [(each, t) for t in session.share(rows[part :: phase.optimizer_steps])]
                 batches += supervised.micro_batches(session, pairs, weight)
         reduced.append(_optimizer_step(session, phase, batches, step.lr))
     tokens = sum(int(part.pop("tokens")) for part in reduced)

@@ -5,6 +5,7 @@ Phase II swaps them. Both are one procedure: a role has a prompt, it completes o
 completion becomes the context in which the counterpart scores a fixed target.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,3 +43,12 @@ class Role:
 FWM = Role("fwm", completes="y")
 IDM = Role("idm", completes="z")
 ROLES: dict[str, Role] = {role.name: role for role in (FWM, IDM)}
+
+
+def taught_by_annotations(role: Role, played: Sequence[Role]) -> Sequence[Role]:
+    """The roles that the M-step of `role`'s phase teaches, of those that its weights play.
+
+    Phase II's, that of shared weights, teaches the FWM, too, which they forget otherwise (docs/tried.md): an annotated
+    row's next state is true. Its action is the IDM's own guess, so Phase I's does not teach the IDM.
+    """
+    return played if role is IDM else [role]

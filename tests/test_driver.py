@@ -116,15 +116,21 @@ def test_a_baseline_reads_as_many_rows_as_the_phase_s_m_step_and_replay(driver, 
     assert rows_of_a_step(driver, monkeypatch, *batches, "phase.fwm.mstep=0", "phase.fwm.replay=0") == (4, 0)
 
 
-def test_a_baseline_of_shared_weights_reads_what_the_larger_phase_reads_for_both_roles(driver, monkeypatch):
+@pytest.mark.parametrize(
+    ("mstep_batch", "each"),
+    [(1, 3), (3, 5)],
+    ids=["Phase I: (4 + 2 * 4) / 2 steps / 2 roles", "Phase II: (2 * 3 + 2 * 2) / 2 roles"],
+)
+def test_a_baseline_of_shared_weights_reads_what_the_larger_phase_reads(driver, monkeypatch, mstep_batch, each):
     seen = []
     monkeypatch.setattr(alternation.supervised, "step", lambda session, pairs, *rest: seen.extend(pairs) or {})
-    batches = ["phase.fwm.mstep_batch=4", "phase.fwm.replay_batch=4", "phase.idm.mstep_batch=1", "warmup.batch=2"]
-    driver.cfg = compose(["model.weights=shared", "phase.fwm.optimizer_steps=2", "phase.idm.replay_batch=2", *batches])
+    batches = ["phase.fwm.mstep_batch=4", "phase.fwm.replay_batch=4", "phase.idm.replay_batch=2", "warmup.batch=2"]
+    batches += [f"phase.idm.mstep_batch={mstep_batch}"]
+    driver.cfg = compose(["model.weights=shared", "phase.fwm.optimizer_steps=2", *batches])
     driver.session = SimpleNamespace()
     driver.plan = [Stage("continued_sft", (FWM, IDM), 0, 5)]
     driver._stepper(driver.plan[0])(0)
-    assert [sum(played is role for played, _ in seen) for role in (FWM, IDM)] == [3, 3], "of each (4 + 2 * 4) / 2 / 2"
+    assert [sum(played is role for played, _ in seen) for role in (FWM, IDM)] == [each, each]
 
 
 @pytest.mark.parametrize("too_long", ["labelled", "validation", "test", "further"])

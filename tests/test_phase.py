@@ -44,8 +44,9 @@ def test_the_permutation_is_a_rows_own_in_a_step_wherever_the_row_lies():
 
 @pytest.mark.parametrize("role", [FWM, IDM])
 @pytest.mark.parametrize("weights", ["separate", "shared"])
-def test_labels_are_replayed_to_every_role_of_the_trained_weights(monkeypatch, weights, role):
-    """Each role's rows a mean of their own, the M-step's of the phase's role alone, over two optimizer steps."""
+def test_what_a_step_teaches_to_the_roles_that_its_weights_play(monkeypatch, weights, role):
+    """Labels to each, annotated rows to the phase's role and in Phase II to the FWM; each role's rows a mean of their
+    own, over two optimizer steps."""
     session = Session.__new__(Session)
     session.cfg, session.share = compose([f"model.weights={weights}"]), lambda rows: rows
     steps = [[]]
@@ -63,8 +64,9 @@ def test_labels_are_replayed_to_every_role_of_the_trained_weights(monkeypatch, w
     cfg = SimpleNamespace(optimizer_steps=2, replay=3.0, mstep=9.0)
     phase.update(session, role, cfg, None, [], phase.Step([], ROWS[:4], ROWS[4:8], 1e-4, (0, 0)))
     replayed = [role] if weights == "separate" else [FWM, IDM]
+    annotated = [FWM, IDM] if (weights, role) == ("shared", IDM) else [role]
     assert steps[:-1] == [
         [(3.0, [(each, ROWS[4 + part]), (each, ROWS[6 + part])]) for each in replayed]
-        + [(9.0, [(role, ROWS[part]), (role, ROWS[2 + part])])]
+        + [(9.0, [(each, ROWS[part]), (each, ROWS[2 + part])]) for each in annotated]
         for part in (0, 1)
     ]

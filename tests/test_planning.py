@@ -225,17 +225,22 @@ def test_a_step_of_the_published_phases():
     assert phase_work(compose([]), RoleName.idm, Lengths(100, 50, 10), layout).passes["reward"].scored == 50
 
 
-def test_shared_weights_replay_the_labels_to_both_roles():
-    """Of 8 rows in 2 optimizer steps and 2 replicas; states of 100, next states of 50, actions of 10 tokens."""
-    rows = ["phase.fwm.replay_batch=8", "phase.fwm.mstep=0", "phase.fwm.prompts=4", "phase.fwm.optimizer_steps=2"]
+def test_shared_weights_replay_the_labels_to_both_roles_and_phase_2_teaches_its_annotated_rows_to_both():
+    """Of 8 labels and 16 annotated rows in 2 optimizer steps and 2 replicas; states of 100, next states of 50, actions
+    of 10 tokens."""
     layout = Layout(1, 1, 1, 1, 2, sequence=False)
 
-    def replayed(weights: str) -> list[Micro]:
-        cfg = compose([*rows, f"model.weights={weights}"])
-        return phase_work(cfg, RoleName.fwm, Lengths(100, 50, 10), layout).train[1:]
+    def taught(weights: str, role: RoleName) -> list[Micro]:
+        rows = ["replay_batch=8", "mstep_batch=16", "prompts=4", "optimizer_steps=2"]
+        cfg = compose([*(f"phase.{role.value}.{row}" for row in rows), f"model.weights={weights}"])
+        return phase_work(cfg, role, Lengths(100, 50, 10), layout).train[1:]
 
     as_fwm, as_idm = Micro(1, 2, 2, 110, 49, 50), Micro(1, 2, 2, 150, 9, 10)
-    assert replayed("separate") == [as_fwm] and replayed("shared") == [as_fwm, as_idm]
+    fwm_mstep, idm_mstep = Micro(1, 4, 4, 110, 49, 50), Micro(1, 4, 4, 150, 9, 10)
+    assert taught("separate", RoleName.fwm) == [as_fwm, fwm_mstep]
+    assert taught("separate", RoleName.idm) == [as_idm, idm_mstep]
+    assert taught("shared", RoleName.fwm) == [as_fwm, as_idm, fwm_mstep]
+    assert taught("shared", RoleName.idm) == [as_fwm, as_idm, fwm_mstep, idm_mstep]
 
 
 # seconds: what others have published

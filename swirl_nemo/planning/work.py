@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 
 from ..config import PhaseConfig, RoleName, SwirlConfig, Weights
+from ..roles import ROLES, taught_by_annotations
 from .architecture import Layout
 
 
@@ -111,15 +112,18 @@ def phase_work(cfg: SwirlConfig, role: RoleName, lengths: Lengths, layout: Layou
     texts = {RoleName.fwm: (x + z, y), RoleName.idm: (x + y, z)}  # prompt and completion
     prompt, completion = texts[role]
     target = z if role is RoleName.fwm else y
-    replayed = texts.values() if cfg.model.weights is Weights.shared else [texts[role]]
+    trained = ROLES[role.value]
+    played = list(ROLES.values()) if cfg.model.weights is Weights.shared else [trained]
     prompts = math.ceil(phase.prompts / layout.data)
     rows, group, sizes = prompts * phase.group, phase.group, cfg.parallel
     passes = {"reward": micro(rows, sizes.score_batch, group, x, completion + target - 1, target)}
     if phase.kl_beta:
         passes["reference"] = micro(rows, sizes.score_batch, group, prompt, completion - 1, completion)
     train = [micro(rows / phase.optimizer_steps, sizes.micro_batch, group, prompt, completion - 1, completion)]
-    taught = [(phase.replay, phase.replay_batch, text) for text in replayed]
-    for weight, count, (prefix, target) in [*taught, (phase.mstep, phase.mstep_batch, texts[role])]:
+    taught = [(phase.replay, phase.replay_batch, each) for each in played]
+    taught += [(phase.mstep, phase.mstep_batch, each) for each in taught_by_annotations(trained, played)]
+    for weight, count, each in taught:
+        prefix, target = texts[RoleName(each.name)]
         if weight:
             share = math.ceil(count / phase.optimizer_steps / layout.data)
             train.append(micro(share, sizes.micro_batch, 1, prefix, target - 1, target))
