@@ -66,7 +66,8 @@ def stages(cfg: SwirlConfig) -> list[Stage]:
     apart = [(role,) for role in (FWM, IDM)]
     together = [(FWM, IDM)] if cfg.model.weights is Weights.shared else apart
     plan = [Stage("pretrain", (FWM, IDM), 0, cfg.pretrain.steps)] if cfg.pretrain.steps else []
-    plan += [Stage("warmup", roles, 0, cfg.warmup.steps) for roles in together]
+    # A step of both roles has half a batch of each: as many rows a role as with a set of weights each
+    plan += [Stage("warmup", roles, 0, cfg.warmup.steps * len(roles)) for roles in together]
     for iteration in range(1, cfg.alternation.iterations + 1):
         plan += [Stage("phase", (role,), iteration, phase_of(cfg, role).steps) for role in order]
     for baseline in cfg.alternation.baselines:

@@ -212,7 +212,7 @@ class OptimizerConfig:
 class SftConfig:
     """Supervised steps: warm-up, pre-training on state-only pairs, or the continued-SFT baseline."""
 
-    steps: int = MISSING
+    steps: int = MISSING  # of warm-up: for each role; one set of weights takes those of both, half a batch of each
     batch: int = MISSING
     lr: float = MISSING
     lr_warmup: int = MISSING
