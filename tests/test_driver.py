@@ -133,6 +133,20 @@ def test_a_baseline_of_shared_weights_reads_what_the_larger_phase_reads(driver, 
     assert [sum(played is role for played, _ in seen) for role in (FWM, IDM)] == [each, each]
 
 
+@pytest.mark.parametrize("weights", ["separate", "shared"])
+def test_warm_up_reads_as_many_rows_of_a_role_with_shared_weights_as_with_two_sets(driver, monkeypatch, weights):
+    seen = []
+    monkeypatch.setattr(alternation.supervised, "step", lambda session, pairs, *rest: seen.extend(pairs) or {})
+    driver.cfg = compose([f"model.weights={weights}", "warmup.steps=3", "warmup.batch=4"])
+    driver.session, driver.plan = SimpleNamespace(), stages(driver.cfg)
+    for stage in driver.plan:
+        if stage.kind == "warmup":
+            stepper = driver._stepper(stage)
+            for step in range(stage.steps):
+                stepper(step)
+    assert [sum(played is role for played, _ in seen) for role in (FWM, IDM)] == [3 * 4, 3 * 4]
+
+
 @pytest.mark.parametrize("too_long", ["labelled", "validation", "test", "further"])
 @pytest.mark.parametrize("role", [FWM, IDM])
 def test_a_prompt_that_is_too_long_is_found_before_the_first_step(driver, tmp_path, monkeypatch, too_long, role):
