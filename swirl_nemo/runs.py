@@ -7,6 +7,7 @@ metrics.jsonl is the record; TensorBoard's files are a copy of it, made anew whe
 process writes.
 """
 
+import json
 import os
 import shutil
 import time
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from .config import Baseline, SwirlConfig
-from .environment import HERE, environment, source
+from .environment import environment
 from .records import finite, json_line, read_lines, write, write_json
 from .roles import ROLES
 
@@ -171,12 +172,14 @@ class Run:
         return path
 
     def finish(self, summary: dict) -> None:
-        """Write summary.json and report.html, and print the table of held-out figures. Seconds and commit are added."""
+        """Write summary.json and report.html, and print the table of held-out figures. Seconds are added, and
+        the commit that this process began with: the checkout may have moved on since.
+        """
         if not self.is_main:
             return
         from .evaluation.report import held_out_table, suites_of, write_report
 
-        commit = source(HERE)["commit"]
+        commit = json.loads((self.folder / "env.json").read_text())["commit"]
         summary = finite({**summary, "seconds": round(self._seconds(), 3), "commit": commit})
         if suites := suites_of(self.folder):
             summary["suites"] = suites

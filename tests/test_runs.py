@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from swirl_nemo import environment
 from swirl_nemo.config import Schedule, SwirlConfig
 from swirl_nemo.environment import source
 from swirl_nemo.records import first_difference, read_lines
@@ -197,14 +198,18 @@ def test_a_bad_line_is_named(tmp_path):
         read_lines(path)
 
 
-def test_finish_writes_summary_and_report_and_prints_the_table(cfg, capsys):
-    """nan becomes null; seconds and commit are the run folder's own; the figures stand in the terminal's table."""
+def test_finish_writes_summary_and_report_and_prints_the_table(cfg, capsys, monkeypatch):
+    """nan becomes null; the commit is the one that the run began with, though the checkout has moved on; the figures
+    stand in the terminal's table."""
+    at = {"commit": "of the start", "dirty": False}
+    monkeypatch.setattr(environment, "source", lambda folder: dict(at))
     with Run.open(cfg, is_main=True) as run:
         run.log(step(1))
+        at["commit"] = "of a later pull"
         run.finish(SUMMARY)
     summary = json.loads((run.folder / "summary.json").read_text())
     assert summary["held_out"]["idm"]["token_f1"]["swirl"] is None
-    assert summary["commit"] == json.loads((run.folder / "env.json").read_text())["commit"] and summary["seconds"] > 0
+    assert summary["commit"] == "of the start" and summary["seconds"] > 0
     shown = capsys.readouterr().out
     assert "75.0 %" in shown and "+50.0 %" in shown and str(run.folder / "report.html") in shown
     assert (run.folder / "report.html").exists()
