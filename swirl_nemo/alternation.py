@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 
+import torch.distributed as dist
+
 from . import annotation, supervised
 from .config import Baseline, PhaseConfig, Schedule, SftConfig, SwirlConfig, Weights
 from .data.order import Order
@@ -119,7 +121,8 @@ class Driver:
         data = self.cfg.data
         self.labelled = TransitionFile(data.labelled, data.max_labels, data.history)
         self.unlabelled = TransitionFile(data.unlabelled, data.max_unlabelled, data.history)
-        self.interrupt = Interrupt()
+        stacks = session.run.folder / "stuck" / f"{dist.get_rank()}.txt"
+        self.interrupt = Interrupt(stacks, self.cfg.cluster.slurm.signal_seconds)
 
     def start(self) -> None:
         """Load the newest sound checkpoint of this run, or the starting models where it has none yet.
@@ -174,7 +177,7 @@ class Driver:
             self.state.tokens += record.pop("tokens")
             counters = {"step": self.state.step, "optimizer_step": self.state.optimizer_step}
             record = {"iteration": stage.iteration, **record, **counters}
-            self.session.run.log(record)
+            self.session.run.log(record, stage.steps)
             self.state.nonfinite = judge(
                 self.cfg.run, self.session.run, record, batch, self.state.nonfinite, self.session.device
             )

@@ -19,10 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from .config import Baseline, SwirlConfig
+from .config import SwirlConfig
 from .environment import environment
 from .records import finite, json_line, read_lines, write, write_json
-from .roles import ROLES
 
 CONFIG = "config.yaml"
 _COUNTERS = ("iteration", "step", "optimizer_step")
@@ -80,7 +79,7 @@ class Run:
         self.folder = folder
         self.is_main = is_main
         self._cfg = cfg
-        self._display = Display(cfg)
+        self._display = Display()
         self._loggers: list | None = None
         self._earlier = 0.0  # seconds that the run had taken when this process went on with it
         self._opened = time.monotonic()
@@ -117,11 +116,11 @@ class Run:
         """Bytes of metrics written so far. A checkpoint keeps it, taken after the lines of the steps that it holds."""
         return self.metrics.stat().st_size if self.metrics.exists() else 0
 
-    def log(self, record: dict) -> None:
+    def log(self, record: dict, steps: int | None = None) -> None:
         """Append one line of metrics, whole or not at all; show it, and feed its numbers to the loggers.
 
-        nan and infinities become null: JSON has neither. `step` counts the steps done, from 1. "seconds/run" is added:
-        how long the run has taken, time between a checkpoint and a crash or a restart left out.
+        nan and infinities become null: JSON has neither. `step` counts the steps done, from 1, of `steps` in all.
+        "seconds/run" is added: how long the run has taken, time between a checkpoint and a crash or a restart left out.
         """
         if not self.is_main:
             return
@@ -130,7 +129,7 @@ class Run:
         record = finite({**record, "seconds/run": round(self._seconds(), 3)})
         with self.metrics.open("ab", buffering=0) as file:
             file.write(json_line(record))
-        self._display.show(record)
+        self._display.show(record, steps)
         _feed(self._loggers, record)
 
     def say(self, text: str) -> None:
@@ -212,13 +211,12 @@ class Run:
 class Display:
     """What a run shows while it goes: bars on a terminal, one short line a step in a log file."""
 
-    def __init__(self, cfg: SwirlConfig):
-        self._cfg = cfg
+    def __init__(self):
         self._console = Console()
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
-    def show(self, record: dict) -> None:
+    def show(self, record: dict, steps: int | None) -> None:
         title = _title(record)
         if record.get("eval"):
             shown = (name for name in record if name.endswith(_SHOWN_HELD_OUT) and record[name] is not None)
@@ -226,10 +224,9 @@ class Display:
             return
         figures = " · ".join(form.format(record[name]) for name, form in _SHOWN.items() if record.get(name) is not None)
         if self._console.is_terminal:
-            self._advance(title, record, figures)
+            self._advance(title, record["step"], steps, figures)
         else:
-            total = self._steps(record)
-            self.say(f"{title} step {record['step']}{f'/{total}' if total else ''} · {figures}")
+            self.say(f"{title} step {record['step']}/{steps} · {figures}")
 
     def finish(self, table: Table, report: Path) -> None:
         self.stop()
@@ -243,22 +240,15 @@ class Display:
     def say(self, text: str) -> None:
         self._console.print(f"{datetime.now():%H:%M:%S} {text}", highlight=False, markup=False, soft_wrap=True)
 
-    def _advance(self, title: str, record: dict, figures: str) -> None:
+    def _advance(self, title: str, step: int, steps: int | None, figures: str) -> None:
         if self._progress is None:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn())
             columns += (TimeElapsedColumn(), TextColumn("{task.fields[figures]}"))
             self._progress = Progress(*columns, console=self._console)
             self._progress.start()
         if title not in self._tasks:
-            self._tasks[title] = self._progress.add_task(title, total=self._steps(record), figures="")
-        self._progress.update(self._tasks[title], completed=record["step"], figures=figures)
-
-    def _steps(self, record: dict) -> int | None:
-        """Steps of the line's part of the run; a baseline has as many as SWIRL took, which no key says."""
-        phase = record["phase"]
-        if phase in Baseline.__members__:
-            return None
-        return getattr(self._cfg.phase if phase in ROLES else self._cfg, phase).steps
+            self._tasks[title] = self._progress.add_task(title, total=steps, figures="")
+        self._progress.update(self._tasks[title], completed=step, figures=figures)
 
 
 def _title(record: dict) -> str:

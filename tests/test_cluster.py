@@ -363,8 +363,26 @@ def test_status_of_a_folder_that_is_no_run_is_one_line(tmp_path):
 def test_a_second_sigterm_does_not_end_a_process_that_leaves():
     """Python puts a handler of its own back to the default before it has ended."""
     code = (
-        "import os, signal; from swirl_nemo.interrupt import Interrupt; asked = Interrupt();"
+        "import os, signal; from swirl_nemo.interrupt import Interrupt; asked = Interrupt(None, 60);"
         "os.kill(os.getpid(), signal.SIGTERM); signal.raise_signal(signal.SIGTERM);"
         "assert asked._asked and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN"
     )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_process_that_does_not_stop_tells_where_it_is(tmp_path):
+    """Its main thread is in C, for good, where no handler of Python's runs."""
+    stacks, code = tmp_path / "stuck" / "3.txt", (
+        "import ctypes, os, pathlib, signal, sys; from swirl_nemo.interrupt import Interrupt\n"
+        "def a_collective():\n"
+        "    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
+        "    lock(mutex), os.kill(os.getpid(), signal.SIGTERM), lock(mutex)\n"
+        "signal.signal(signal.SIGUSR1, print)\n"
+        "Interrupt(pathlib.Path(sys.argv[1]), 2); os.kill(os.getpid(), signal.SIGUSR1); a_collective()"
+    )  # fmt: skip
+    command = [sys.executable, "-W", "ignore", "-c", code, str(stacks)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        told = process.stderr.readline()
+        process.kill()
+    assert told == f"swirl: asked to stop 2 s ago, and still at work: where, {stacks} says\n"
+    assert "in a_collective" in stacks.read_text()

@@ -300,23 +300,23 @@ def test_wandb_gets_the_same_numbers_when_configured(cfg, monkeypatch):
 
 
 LINES = [
-    {"phase": "warmup", "role": "fwm", "step": 3, "loss": 1.25, "grad_norm": 0.5},
-    step(2, **{"kl/reference": None, "seconds/step": 1.04}),
-    {"eval": True, "iteration": 1, "model": "swirl", "split": "test", "idm/exact_match": 0.5, "idm/token_f1": 0.9},
-    {"phase": "continued_sft", "role": "idm", "step": 4, "loss": 1.0},
+    ({"phase": "warmup", "role": "fwm", "step": 3, "loss": 1.25, "grad_norm": 0.5}, 30),
+    (step(2, **{"kl/reference": None, "seconds/step": 1.04}), 60),
+    ({"eval": True, "iteration": 1, "model": "swirl", "split": "test", "idm/exact_match": 0.5, "idm/token_f1": 0.9},),
+    ({"phase": "continued_sft", "role": "idm", "step": 4, "loss": 1.0}, 120),
 ]
 
 
 def test_a_log_file_gets_one_plain_short_line_a_step(cfg, capsys):
     with Run.open(cfg, is_main=True) as run:
         for line in LINES:
-            run.log(line)
+            run.log(*line)
     lines = [line.split(" ", 1)[1] for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "warmup fwm step 3/30 · loss 1.2500 · grad 0.50",
         "iteration 1 idm step 2/60 · loss 0.5000 · reward -1.000 · 1.0 s",
         "held out, test, iteration 1, swirl: idm/exact_match 0.500",
-        "continued_sft idm step 4 · loss 1.0000",
+        "continued_sft idm step 4/120 · loss 1.0000",
     ]
 
 
@@ -325,9 +325,10 @@ def test_a_terminal_gets_bars(cfg, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     with Run.open(cfg, is_main=True) as run:
         for line in LINES:
-            run.log(line)
+            run.log(*line)
     shown = capsys.readouterr().out
-    assert "3/30" in shown and "2/60" in shown and "━" in shown and "idm/exact_match 0.500" in shown
+    assert "3/30" in shown and "2/60" in shown and "4/120" in shown and "━" in shown
+    assert "idm/exact_match 0.500" in shown
 
 
 def test_source_is_the_commit_of_tracked_files_alone(tmp_path):

@@ -31,6 +31,7 @@ pytestmark = [
 ]
 STEPS = 16  # a phase: several are left when a signal comes
 TWO_BY_TWO = ("cluster.nodes=2", "cluster.devices=2", "parallel.tensor=2")
+ENDED = ("", "COMPLETED", "FAILED", "TIMEOUT")
 LONGEST = 1500.0  # seconds for anything here on a busy machine
 
 
@@ -81,11 +82,12 @@ class Cluster:
     def wait(self, until: Callable[[], bool], job: str) -> None:
         end = time.monotonic() + LONGEST
         while not until():
-            assert time.monotonic() < end, self.log(job)
+            over = self.state(job) in ENDED and not until()
+            assert not over and time.monotonic() < end, self.log(job)
             time.sleep(0.5)
 
     def ended(self, job: str) -> None:
-        self.wait(lambda: self.state(job) in ("", "COMPLETED", "FAILED"), job)
+        self.wait(lambda: self.state(job) in ("", "COMPLETED", "FAILED"), job)  # not by its time limit
 
     def lose(self, node: str) -> list[psutil.Process]:
         """As without power: no daemon, and tasks that neither run nor hang up. They must be dead when it is back, or
@@ -115,7 +117,9 @@ class Cluster:
         return first_difference(*(self.path(name) / "metrics.jsonl" for name in names))
 
     def log(self, job: str) -> str:
-        return "\n".join(path.read_text() for path in self.work.glob(f"runs/*/slurm/{job}*.log"))
+        """With where processes were that did not stop when asked to."""
+        said = [*self.work.glob(f"runs/*/slurm/{job}*.log"), *self.work.glob("runs/*/stuck/*")]
+        return "\n".join(path.read_text() for path in said)
 
 
 def _runs_on(process: psutil.Process, node: str) -> bool:
