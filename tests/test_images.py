@@ -24,8 +24,8 @@ from swirl_nemo.data.images import tokenize as tokenizing
 from swirl_nemo.data.images.chameleon_decoder import ChameleonDecoder
 from swirl_nemo.data.images.config import TokenizeConfig, TrainTokenizerConfig
 from swirl_nemo.data.images.frames import clips, fitted, read_picture
+from swirl_nemo.data.images.loading import load_image_tokenizer
 from swirl_nemo.data.images.tokenize import tokenize
-from swirl_nemo.data.images.tokenizer import load_image_tokenizer
 from swirl_nemo.data.images.training import distinct_frames, train_tokenizer
 from swirl_nemo.data.images.vqvae import Shape, VqVae
 from swirl_nemo.settings import compose

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from ..config import SwirlConfig, Tokens
 from ..data.images.drawing import picture_of, text_of_picture
-from ..data.images.tokenizer import load_image_tokenizer
+from ..data.images.loading import load_image_tokenizer
 from ..data.transition import Transition
 from ..records import finite, json_line, write, write_json
 from ..roles import FWM

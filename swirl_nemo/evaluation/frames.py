@@ -6,7 +6,8 @@ import re
 from typing import NamedTuple
 
 from ..data.images.drawing import decoded
-from ..data.images.tokenizer import ImageTokenizer, load_image_tokenizer
+from ..data.images.loading import load_image_tokenizer
+from ..data.images.tokenizer import ImageTokenizer
 
 MODELS = ("warmup", "swirl")
 STRIPS = {

@@ -21,7 +21,8 @@ from ...records import read_lines, write_json
 from .codes import ABOUT, FILE
 from .config import TokenizeConfig
 from .frames import VIDEOS, Clip, clips
-from .tokenizer import ImageTokenizer, load_image_tokenizer
+from .loading import load_image_tokenizer
+from .tokenizer import ImageTokenizer
 
 PARTS = "parts"
 EPISODES = "episodes.jsonl"  # what a collection keeps for itself
