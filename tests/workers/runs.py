@@ -117,8 +117,8 @@ def _launch(arguments: list[str], stop: Stop | None, figures) -> None:
 
     log = Run.log
 
-    def log_and_stop(self, record):
-        log(self, record)
+    def log_and_stop(self, record, *steps):
+        log(self, record, *steps)
         place = (record.get("phase"), record.get("role"), record.get("step"))
         if stop is not None and place == (stop.phase, stop.role, stop.step) and _is_last_rank():
             os.killpg(0, stop.signal)
