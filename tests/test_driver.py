@@ -147,6 +147,22 @@ def test_warm_up_reads_as_many_rows_of_a_role_with_shared_weights_as_with_two_se
     assert [sum(played is role for played, _ in seen) for role in (FWM, IDM)] == [3 * 4, 3 * 4]
 
 
+def test_a_line_of_the_log_says_of_how_many_steps_of_its_stage(driver, monkeypatch):
+    """Shared weights take the warm-up's steps for each role."""
+    driver.cfg = compose(["model.weights=shared", "warmup.steps=2", "run.save_every=0"])
+    driver.plan, driver.state, told = stages(driver.cfg), alternation.State(), []
+    run = SimpleNamespace(log=lambda record, steps: told.append((record["step"], steps)))
+    driver.session = SimpleNamespace(run=run, watch=SimpleNamespace(at=lambda *place: None), device="cpu")
+    driver.saver = SimpleNamespace(advance=lambda: None)
+    driver.interrupt = SimpleNamespace(requested=lambda device: False)
+    monkeypatch.setattr(alternation, "judge", lambda *step: 0)
+    monkeypatch.setattr(driver, "_enter", lambda stage: None)
+    monkeypatch.setattr(driver, "_leave", lambda stage: None)
+    monkeypatch.setattr(driver, "_stepper", lambda stage: lambda step: {"optimizer_steps": 1, "tokens": 1})
+    driver._run_stage(next(stage for stage in driver.plan if stage.kind == "warmup"))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
 @pytest.mark.parametrize("too_long", ["labelled", "validation", "test", "further"])
 @pytest.mark.parametrize("role", [FWM, IDM])
 def test_a_prompt_that_is_too_long_is_found_before_the_first_step(driver, tmp_path, monkeypatch, too_long, role):

@@ -87,7 +87,7 @@ class Cluster:
             time.sleep(0.5)
 
     def ended(self, job: str) -> None:
-        self.wait(lambda: self.state(job) in ("", "COMPLETED", "FAILED"), job)  # not by its time limit
+        self.wait(lambda: self.state(job) in ENDED, job)
 
     def lose(self, node: str) -> list[psutil.Process]:
         """As without power: no daemon, and tasks that neither run nor hang up. They must be dead when it is back, or
