@@ -373,7 +373,8 @@ def test_a_second_sigterm_does_not_end_a_process_that_leaves():
 def test_a_process_that_does_not_stop_tells_where_it_is(tmp_path):
     """Its main thread is in C, for good, where no handler of Python's runs."""
     stacks, code = tmp_path / "stuck" / "3.txt", (
-        "import ctypes, os, pathlib, signal, sys; from swirl_nemo.interrupt import Interrupt\n"
+        "import ctypes, os, pathlib, signal, sys, threading; from swirl_nemo.interrupt import Interrupt\n"
+        "threading.Timer(12, os._exit, (1,)).start()\n"
         "def a_collective():\n"
         "    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)\n"
         "    lock(mutex), os.kill(os.getpid(), signal.SIGTERM), lock(mutex)\n"
@@ -381,8 +382,6 @@ def test_a_process_that_does_not_stop_tells_where_it_is(tmp_path):
         "Interrupt(pathlib.Path(sys.argv[1]), 2); os.kill(os.getpid(), signal.SIGUSR1); a_collective()"
     )  # fmt: skip
     command = [sys.executable, "-W", "ignore", "-c", code, str(stacks)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        told = process.stderr.readline()
-        process.kill()
+    told = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True).stderr
     assert told == f"swirl: asked to stop 2 s ago, and still at work: where, {stacks} says\n"
     assert "in a_collective" in stacks.read_text()
