@@ -30,13 +30,12 @@ EXPERIMENTS = {  # in this order; others after them, under their own name
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 ABLATIONS = {
     "no_prior": "no prior over actions",
-    "no_gradient": "no prior, Phase I's policy gradient off",
-    "equal_time": "no prior, Phase I's policy gradient off, for as many seconds",
-    "permuted": "no prior, Phase I's advantages permuted",
-    "phase_1": "no prior, Phase I alone",
-    "phase_2": "no prior, Phase II alone",
+    "no_gradient": "Phase I's policy gradient off",
+    "equal_time": "Phase I's policy gradient off, for as many seconds",
+    "permuted": "Phase I's advantages permuted",
+    "phase_1": "Phase I alone",
+    "phase_2": "Phase II alone",
 }
-TITLED = {"swirl": "SWIRL and its baselines", "shared": "SWIRL, shared weights"} | ABLATIONS
 TITLES = {"exact_match": "exact match, %", "token_f1": "token F1, %", "gold_logprob": "gold log-prob, nats"}
 WEIGHTS = {"swirl": "", "shared": ", shared weights"}  # runs with baselines
 SPLITS = {"test_combinations": "combinations without a label", "test_tasks": "tasks never seen"}
@@ -115,13 +114,26 @@ def seeds(kept: Kept, run: str = "swirl") -> str:
     return table(["seed", "", *head], rows)
 
 
-def ablations(kept: Kept) -> str:
+def has_prior(experiment: str) -> bool:
+    """Whether SWIRL has a prior over actions there. Where it has none, `no_prior` is SWIRL itself, run once more."""
+    return bool(compose([f"experiment={experiment}"]).alternation.new_form)
+
+
+def titles(experiment: str) -> dict[str, str]:
+    """What each ablation is called: none has a prior."""
+    if has_prior(experiment):
+        return {run: title if run == "no_prior" else f"no prior, {title}" for run, title in ABLATIONS.items()}
+    return ABLATIONS | {"no_prior": "SWIRL, without baselines"}
+
+
+def ablations(experiment: str, kept: Kept) -> str:
     """Exact match of SWIRL and of its ablations from the same warm-up, seed by seed and in the mean."""
-    named = {run: title for run, title in ABLATIONS.items() if run in kept}
-    if not named:
+    beside = "swirl" if has_prior(experiment) else "no_prior"
+    named = {run: title for run, title in titles(experiment).items() if run in kept and run != beside}
+    if not named or beside not in kept:
         return ""
-    _check_warmups(kept, named)
-    shown = sorted({seed for run in named for seed in kept[run]} & kept["swirl"].keys())
+    _check_warmups(kept, named, beside)
+    shown = sorted({seed for run in named for seed in kept[run]} & kept[beside].keys())
 
     def row(title: str, runs: dict[int, dict], model: str) -> list[str]:
         cells = [title]
@@ -131,13 +143,13 @@ def ablations(kept: Kept) -> str:
             cells += [_exact(None if None in values else fmean(values))] if len(shown) > 1 else []
         return cells
 
-    rows = [row("warm-up", kept["swirl"], "warmup"), row("SWIRL", kept["swirl"], "swirl")]
+    rows = [row("warm-up", kept[beside], "warmup"), row("SWIRL", kept[beside], "swirl")]
     rows += [row(title, kept[run], "swirl") for run, title in named.items()]
     columns = [*(f"seed {seed}" for seed in shown), *(["mean"] if len(shown) > 1 else [])]
     return table(["", *(f"{role} {column}" for role in ("FWM", "IDM") for column in columns)], rows)
 
 
-def _check_warmups(kept: Kept, names: Iterable[str], beside: str = "swirl") -> None:
+def _check_warmups(kept: Kept, names: Iterable[str], beside: str) -> None:
     """Ends this process where a run started from another warm-up than the one of its seed that it stands beside."""
     for run in names:
         for seed in kept[run].keys() & kept[beside]:
@@ -184,7 +196,7 @@ def filled(text: str, all_kept: dict[str, Kept]) -> str:
             made = summary(all_kept)
         else:
             kept = all_kept[experiment]
-            made = ablations(kept) if what == "ablations" else seeds(kept, what or "swirl")
+            made = ablations(experiment, kept) if what == "ablations" else seeds(kept, what or "swirl")
         return f"{match[1]}\n{made}\n{match[3]}"
 
     return MARKED.sub(make, text)
@@ -252,9 +264,10 @@ def efficiency(kept: Kept) -> str:
     return table(["state-only transitions", "FWM", "IDM"], rows)
 
 
-def costs(kept: Kept) -> str:
+def costs(experiment: str, kept: Kept) -> str:
+    named = {"swirl": "SWIRL and its baselines", "shared": "SWIRL, shared weights"} | titles(experiment)
     rows = [
-        [TITLED.get(run, run), *(f"{value:.0f}" for value in (fmean(r["seconds"] for r in part.values()),))]
+        [named.get(run, run), *(f"{value:.0f}" for value in (fmean(r["seconds"] for r in part.values()),))]
         for run, part in kept.items()
     ]
     return table(["run", "seconds, with other runs beside it"], rows)
@@ -296,12 +309,12 @@ def page(experiment: str, kept: Kept) -> str:
         f"Test split, {some['labels_used']} labels, {some['state_only']} state-only transitions": main_table(kept),
         "Exact match, seed by seed, %": seeds(kept),
         "Exact match with shared weights, seed by seed, %": seeds(kept, "shared"),
-        "Ablations from one warm-up, exact match, %": ablations(kept),
+        "Ablations from one warm-up, exact match, %": ablations(experiment, kept),
         "Other test splits, exact match, %": further(kept),
         "Looking ahead": ahead(kept),
         "Exact match against state-only transitions, %": efficiency(kept),
         f"Samples of seed {min(kept['swirl'])}": samples(kept, separator),
-        "Cost": costs(kept),
+        "Cost": costs(experiment, kept),
     }
     title = EXPERIMENTS.get(experiment, experiment)
     text = f"# {title}\n\nBy `python recipes/evidence_tables.py`. Means over seeds (least to most).\n"

@@ -266,12 +266,12 @@ def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
     for seed, swirl, warmup in ((1, 0.9, 0.5), (2, 0.9, 0.3), (3, 0.7, 0.4)):
         keep(evidence, "swirl", seed, **kept_run(swirl, warmup=warmup))
     keep(evidence, "no_gradient", 1, **kept_run(0.6, warmup=0.5))
-    assert tables.ablations(tables.read("bfcl")).splitlines()[0] == "|  | FWM seed 1 | IDM seed 1 |"
+    assert tables.ablations("bfcl", tables.read("bfcl")).splitlines()[0] == "|  | FWM seed 1 | IDM seed 1 |"
 
     for seed, swirl, warmup in ((1, 0.4, 0.5), (2, 0.2, 0.3), (3, 0.6, 0.5)):  # the last of another machine
         keep(evidence, "permuted", seed, **kept_run(swirl, warmup=warmup))
     with pytest.raises(SystemExit, match=r"permuted-3.json: from another warm-up than swirl-3.json"):
-        tables.ablations(tables.read("bfcl"))
+        tables.ablations("bfcl", tables.read("bfcl"))
     keep(evidence, "permuted", 3, **kept_run(0.6, warmup=0.4))
     columns = ("seed 1", "seed 2", "seed 3", "mean")
     Path("README.md").write_text("<!-- table: bfcl/ablations -->\n<!-- end -->\n")
@@ -287,6 +287,22 @@ def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
         *("", "<!-- end -->"),
     ]
     assert "| SWIRL | 3 | 83.3 (70.0 to 90.0) |" in (evidence.KEPT / "bfcl.md").read_text()
+
+
+def test_where_swirl_has_no_prior_its_ablations_stand_beside_the_run_without_baselines(evidence, tables):
+    keep(evidence, "swirl", 1, **kept_run(0.9, warmup=0.2))  # of another machine
+    keep(evidence, "no_gradient", 1, **kept_run(0.6, warmup=0.5))
+    keep(evidence, "no_prior", 1, **kept_run(0.8, warmup=0.5))
+    (evidence.KEPT / "bfcl").rename(evidence.KEPT / "miniwob")
+    rows = tables.ablations("miniwob", tables.read("miniwob")).splitlines()[2:]
+    assert rows == [
+        "| warm-up | 50.0 | 25.0 |",
+        "| SWIRL | 80.0 | 40.0 |",
+        "| Phase I's policy gradient off | 60.0 | 30.0 |",
+    ]
+    tables.main()
+    cost = [line for line in (evidence.KEPT / "miniwob.md").read_text().splitlines() if line.startswith("| SWIRL")][-2:]
+    assert [line.split(" | ")[0] for line in cost] == ["| SWIRL, without baselines", "| SWIRL and its baselines"]
 
 
 def test_an_experiment_of_ones_own_has_tables_too(evidence, tables):
