@@ -123,6 +123,7 @@ class Driver:
         self.unlabelled = TransitionFile(data.unlabelled, data.max_unlabelled, data.history)
         stacks = session.run.folder / "stuck" / f"{dist.get_rank()}.txt"
         self.interrupt = Interrupt(stacks, self.cfg.cluster.slurm.signal_seconds)
+        session.between_batches = self._stop_if_asked
 
     def start(self) -> None:
         """Load the newest sound checkpoint of this run, or the starting models where it has none yet.
@@ -181,14 +182,23 @@ class Driver:
             self.state.nonfinite = judge(
                 self.cfg.run, self.session.run, record, batch, self.state.nonfinite, self.session.device
             )
-            if self.interrupt.requested(self.session.device):
-                self.save()
-                self.saver.wait()
-                raise SystemExit(0)
+            self._stop_if_asked()
             every = self.cfg.run.save_every
             if every and self.state.step % every == 0 and self.state.step < stage.steps:
                 self.save()
         self._leave(stage)
+
+    def _stop_if_asked(self) -> None:
+        """Save and end with code 0, where any process was asked to. Collective.
+
+        After a step, and between batches of annotation and evaluation, which can take longer than a scheduler waits.
+        Before a stage's first step there is nothing to save: the stage before did, as it was left.
+        """
+        if self.interrupt.requested(self.session.device):
+            if self.state.step > 0:
+                self.save()
+            self.saver.wait()
+            raise SystemExit(0)
 
     def _enter(self, stage: Stage) -> None:
         """Dress the model for the stage. A phase starts with a fresh optimizer, its policy as the reference."""
@@ -205,8 +215,6 @@ class Driver:
         sets, after, score = self.session.sets, self._after(), None
         if stage.kind == "pretrain" and self.cfg.model.weights is Weights.separate:
             sets.copy(FWM.name, IDM.name)
-        if stage.kind == "phase":
-            sets.drop(REFERENCE)
         model = MODELS.get(stage.kind)
         if model and (after is None or (after.kind, after.iteration) != (stage.kind, stage.iteration)):
             figures = self._evaluate(model, stage.iteration)
@@ -216,6 +224,8 @@ class Driver:
                 score = sum(value for value, _ in self.state.best.values()) / len(self.state.best)
             if after is None or after.kind != stage.kind:
                 self.save(model)
+        if stage.kind == "phase":
+            sets.drop(REFERENCE)
         self.state.stage, self.state.step = self.state.stage + 1, 0
         self.save(score=score)
 

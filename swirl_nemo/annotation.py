@@ -38,13 +38,12 @@ def annotate(session: Session, transitions: list[Transition], seed: tuple[int, .
     highest log Q(z|x,y) + log P(y|x,z) + log p(z): what tells the FWM all of y, but nobody would say, does not win.
     Work is shared over data-parallel ranks; every rank returns all, in order.
     """
-    size, count = session.cfg.eval.batch, session.cfg.annotate.candidates
+    count = session.cfg.annotate.candidates
     numbers = np.random.default_rng(seed).random((len(transitions), count, session.cfg.data.idm.max_length))
-    rows = session.share(range(len(transitions)))
     mine = []
-    for start in range(rows.start, rows.stop, size):
-        part = transitions[start : min(start + size, rows.stop)]
-        mine += _annotate_batch(session, part, torch.from_numpy(numbers[start : start + len(part)]))
+    for rows in session.batches(len(transitions)):
+        part = slice(rows.start, rows.stop)
+        mine += _annotate_batch(session, transitions[part], torch.from_numpy(numbers[part]))
     return session.gather(mine)
 
 

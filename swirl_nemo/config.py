@@ -371,7 +371,7 @@ class SlurmConfig:
     partition: str | None = MISSING
     time: str = MISSING  # of one job, as sbatch takes it: HH:MM:SS or D-HH:MM:SS
     options: list[str] = MISSING  # further #SBATCH options of the site, such as --qos=high or --exclusive
-    signal_seconds: int = MISSING  # before the time limit, SIGTERM: a step must end and a checkpoint be written in them
+    signal_seconds: int = MISSING  # SIGTERM before the time limit: for a step or batch, and a checkpoint
     chain: int = MISSING  # jobs in all, each after the one before
     max_failures: int = MISSING  # after so many in a row at the same step a run is not requeued any more
     setup: list[str] = MISSING  # shell lines before anything else: modules, an environment to activate

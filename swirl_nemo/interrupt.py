@@ -14,7 +14,7 @@ SHARE = 0.75  # of the seconds between the signal and the end
 
 
 class Interrupt:
-    """Remembers SIGTERM until the next step boundary.
+    """Remembers SIGTERM until the end of the step, or of the batch of annotation or evaluation.
 
     A process that is still there after SHARE of `seconds`, which the scheduler gives it, writes to the file `stacks`
     where all its threads are: when it has been killed, nobody could tell why it had not stopped.

@@ -1,7 +1,7 @@
 """What every verb that runs a model holds: settings, actor, weight sets, prompts, run folder, this rank's share."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ class Session:
         self.run = Run(Path(cfg.run.root, cfg.run.name), cfg, is_main=self.is_main)
         seconds = cfg.cluster.timeout_minutes * 60
         self.watch = Watch(self.run.folder, dist.get_rank(), dist.get_world_size(), seconds)
+        self.between_batches: Callable[[], None] = lambda: None  # of `batches`
 
     @contextmanager
     def open_run(self) -> Iterator[None]:
@@ -116,6 +117,16 @@ class Session:
         size, rest = divmod(len(items), world)
         start = rank * size + min(rank, rest)
         return items[start : start + size + (rank < rest)]
+
+    def batches(self, count: int) -> Iterator[range]:
+        """This rank's part of `count` rows, eval.batch at a time. Before each batch it calls `between_batches`, which
+        may be collective: as often on a rank whose part is one batch shorter."""
+        mine, size = self.share(range(count)), self.cfg.eval.batch
+        longest = -(-count // dist.get_world_size(self.actor.data_group))
+        for start in range(0, longest, size):
+            self.between_batches()
+            if part := mine[start : start + size]:
+                yield part
 
     def gather(self, items: list[T]) -> list[T]:
         """Undo `share`: all ranks' items, in order, on every rank."""

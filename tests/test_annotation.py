@@ -104,7 +104,6 @@ def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy,
     label has its form, `open` and `wait` are what is left."""
     session = SimpleNamespace(
         cfg=SimpleNamespace(
-            eval=SimpleNamespace(batch=batch),
             annotate=SimpleNamespace(greedy=greedy, candidates=candidates),
             data=SimpleNamespace(idm=SimpleNamespace(max_length=5)),
             parallel=SimpleNamespace(rollout_batch=8),
@@ -116,7 +115,7 @@ def test_the_candidate_that_both_models_believe_in_is_taken(monkeypatch, greedy,
         prompter=SimpleNamespace(decode=lambda text: text),
         policy_distribution=lambda role: None,
         device="cpu",
-        share=lambda items: items,
+        batches=lambda count: [range(count)[start : start + batch] for start in range(0, count, batch)],
         gather=lambda items: items,
         prior=Prior(["open", "wait"], new_form),
     )

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from swirl_nemo import alternation
+from swirl_nemo import session as session_module
 from swirl_nemo.alternation import Driver, Stage, stages
 from swirl_nemo.annotation import Annotated
 from swirl_nemo.checkpoint import run_state
@@ -16,6 +17,7 @@ from swirl_nemo.config import Baseline
 from swirl_nemo.data.batch import check_length
 from swirl_nemo.data.transition import Transition
 from swirl_nemo.roles import FWM, IDM
+from swirl_nemo.session import Session
 from swirl_nemo.settings import compose
 
 
@@ -161,6 +163,23 @@ def test_a_line_of_the_log_says_of_how_many_steps_of_its_stage(driver, monkeypat
     monkeypatch.setattr(driver, "_stepper", lambda stage: lambda step: {"optimizer_steps": 1, "tokens": 1})
     driver._run_stage(next(stage for stage in driver.plan if stage.kind == "warmup"))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(("ranks", "count", "looks"), [(1, 9, 3), (2, 9, 2), (2, 8, 1), (3, 2, 1), (2, 0, 0)])
+def test_every_rank_looks_as_often_whether_it_was_asked_to_stop(monkeypatch, ranks, count, looks):
+    """To look is collective, and a rank whose part is a batch shorter would leave the others waiting."""
+    read = []
+    for rank in range(ranks):
+        monkeypatch.setattr(session_module.dist, "get_rank", lambda group, rank=rank: rank)
+        monkeypatch.setattr(session_module.dist, "get_world_size", lambda group: ranks)
+        session, seen = object.__new__(Session), []
+        session.cfg, session.actor = compose(["eval.batch=4"]), SimpleNamespace(data_group=None)
+        session.between_batches = lambda seen=seen: seen.append("look")
+        for part in session.batches(count):
+            assert 0 < len(part) <= 4
+            read += part
+        assert len(seen) == looks
+    assert read == list(range(count))
 
 
 @pytest.mark.parametrize("too_long", ["labelled", "validation", "test", "further"])

@@ -19,7 +19,9 @@ PROMPTS = SimpleNamespace(
     decode=lambda tokens: tokens,
     same_state=lambda one, other: one == other,
 )
-ALONE = SimpleNamespace(share=lambda items: items, gather=lambda items: items, prompter=PROMPTS)  # one process
+ALONE = SimpleNamespace(  # one process, which nobody asks to stop
+    share=lambda items: items, gather=lambda items: items, between_batches=lambda: None, prompter=PROMPTS
+)
 
 
 def episode(seed: int, steps: int) -> list[Transition]:

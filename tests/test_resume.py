@@ -52,6 +52,17 @@ def test_it_stopped_where_it_was_told(runs):
         assert (last["phase"], last.get("role"), last["step"]) == (stop["phase"], stop["role"], stop["step"])
 
 
+def test_it_stops_while_it_annotates_and_evaluates(runs):
+    """What was done so far is saved, or was before: of two batches of an evaluation the second is not waited for."""
+    annotation, _, _, validation, test = stops(runs / "shared_stopped")
+    assert not any(stop["finished"] for stop in (annotation, validation, test))
+    assert (annotation["saved"]["stage"], annotation["saved"]["step"]) == (1, 0), "warm-up done, Phase II not begun"
+    assert (validation["saved"]["stage"], validation["saved"]["step"]) == (2, 3), "Phase I done, not left"
+    assert (test["saved"]["stage"], test["saved"]["step"]) == (4, 0), "all stages done"
+    assert annotation["last line"]["split"] == test["last line"]["split"] == "validation"
+    assert (validation["last line"]["phase"], validation["last line"]["step"]) == ("fwm", 3)
+
+
 @pytest.mark.parametrize("whole", ["whole", "shared", "baselines", "better"])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(runs, whole):
     """To the last digit, in metrics, held-out figures, predictions and annotations."""

@@ -31,12 +31,10 @@ def evaluate(session: Session, path: str) -> tuple[dict[str, float], list[dict]]
     where the world can compute those; the cycle is consistent where the IDM, shown the FWM's prediction, names an
     action that leads to the true y.
     """
-    size, limit = session.cfg.eval.batch, session.cfg.eval.transitions or None
-    rows = list(TransitionFile(path, limit, session.cfg.data.history))
-    mine = session.share(range(len(rows)))
+    rows = list(TransitionFile(path, session.cfg.eval.transitions or None, session.cfg.data.history))
     predictions = []
-    for start in range(mine.start, mine.stop, size):
-        predictions += _predict(session, rows[start : min(start + size, mine.stop)])
+    for part in session.batches(len(rows)):
+        predictions += _predict(session, rows[part.start : part.stop])
     predictions = session.gather(predictions)
     world = worlds.find(session.cfg.data.world)
     same = session.prompter.same_state

@@ -52,6 +52,7 @@ def horizon(session: Session, path: str, length: int, history: int = 0) -> tuple
     states, pasts, found = [stretch[0].x for stretch in mine], [stretch[0].history for stretch in mine], []
     rolled: list[list[dict]] = [[] for _ in mine]
     for k in range(length):
+        session.between_batches()
         seen = [replace(s[k], x=x, history=past) for s, x, past in zip(mine, states, pasts, strict=True)]
         pasts = [(*row.history, row.x)[-history:] if history else () for row in seen]
         states = predicted(session, seen)

@@ -1,8 +1,8 @@
 """Whole runs, stopped runs, and runs that go on: `swirl train` in forked processes, for test_resume.py, test_loop.py.
 
 Run as a module, this is the process that forks them. A run is stopped by a real signal, right after a
-step's line of metrics, in the middle of what the driver does for that step. As from Slurm, it reaches the process and
-all that it has started.
+step's line of metrics, in the middle of what the driver does for that step, or after a batch of annotation or
+evaluation. As from Slurm, it reaches the process and all that it has started.
 
     work/runs/whole      never stopped, a process of its own: python -m swirl_nemo train
     work/runs/stopped    stopped in every kind of stage, and killed once; begun as `swirl warmup`
@@ -10,7 +10,8 @@ all that it has started.
     work/runs/forgetful  the same up to Phase II, then on without the optimizer's state
     work/runs/baselines  short phases, every baseline, figures of looking ahead; baselines_stopped: stopped in one
     work/runs/better     three iterations with alternation.only_better; better_stopped: stopped in each
-    work/runs/shared     one weight set for both roles, never stopped; shared_stopped: stopped in each phase
+    work/runs/shared     one weight set for both roles, never stopped; shared_stopped: stopped in each phase, and while
+                         it annotated, evaluated on validation, and on the test split
 """
 
 import contextlib
@@ -70,7 +71,8 @@ BETTER_FIGURES = ((0.3, 0.3), (0.2, 0.4), (0.35, 0.1), (0.35, 0.2))
 
 @dataclass(frozen=True)
 class Stop:
-    """After which step of which stage the last rank gets which signal; `role` where the stage's lines name one."""
+    """After which step of which stage the last rank gets which signal; `role` where the stage's lines name one. Or,
+    `phase` being "annotation" or the split of an evaluation, after which batch of it."""
 
     phase: str
     role: str | None
@@ -102,28 +104,49 @@ def launch(
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         record = asdict(stop) | {"lines": len(lines), "last line": json.loads(lines[-1])}
         record["finished"] = (folder / "summary.json").exists()
+        latest = folder / "checkpoints" / "latest" / "state.json"
+        record["saved"] = json.loads(latest.read_text())["counters"] if latest.exists() else None
         with (folder / "stops.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
 
 def _launch(arguments: list[str], stop: Stop | None, figures) -> None:
-    from swirl_nemo import alternation, cli
+    from swirl_nemo import alternation, annotation, cli
+    from swirl_nemo.evaluation import held_out
     from swirl_nemo.runs import Run
+    from swirl_nemo.session import Session
 
     if figures:
         alternation.Driver._evaluate = lambda driver, model, iteration: {
             f"{role}/exact_match": figure for role, figure in zip(("fwm", "idm"), figures[iteration], strict=True)
         }
 
-    log = Run.log
-
-    def log_and_stop(self, record, *steps):
-        log(self, record, *steps)
-        place = (record.get("phase"), record.get("role"), record.get("step"))
+    def stop_at(*place) -> None:
         if stop is not None and place == (stop.phase, stop.role, stop.step) and _is_last_rank():
             os.killpg(0, stop.signal)
 
-    Run.log = log_and_stop
+    log, batches, annotate, evaluate = Run.log, Session.batches, annotation.annotate, held_out.evaluate
+    work = ""
+
+    def log_and_stop(self, record, *steps):
+        log(self, record, *steps)
+        stop_at(record.get("phase"), record.get("role"), record.get("step"))
+
+    def batches_and_stop(self, count):
+        for number, part in enumerate(batches(self, count), 1):
+            yield part
+            stop_at(work, None, number)
+
+    def named(function, name=None):
+        def named_work(session, read, *rest):
+            nonlocal work
+            work = name or Path(read).stem
+            return function(session, read, *rest)
+
+        return named_work
+
+    Run.log, Session.batches = log_and_stop, batches_and_stop
+    annotation.annotate, held_out.evaluate = named(annotate, "annotation"), named(evaluate)
     os.setpgrp()
     cli.main(arguments)
 
@@ -174,8 +197,8 @@ def _forgetful(work: Path) -> None:
 
 def _shared(work: Path) -> None:
     launch(work, "shared", *SHARED)
-    for phase in ("idm", "fwm"):
-        launch(work, "shared_stopped", *SHARED, stop=Stop(phase, None, random.randint(1, 3)))
+    for place, last in (("annotation", 4), ("idm", 3), ("fwm", 3), ("validation", 1), ("test", 1)):
+        launch(work, "shared_stopped", *SHARED, stop=Stop(place, None, random.randint(1, last)))
     launch(work, "shared_stopped", *SHARED)
 
 
