@@ -22,6 +22,7 @@ class Interrupt:
 
     def __init__(self, stacks: Path, seconds: float):
         self._asked = False
+        stacks.unlink(missing_ok=True)  # an earlier job's
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(wake)  # a handler waits for the main thread, which may be in C++ for good

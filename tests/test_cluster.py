@@ -360,10 +360,12 @@ def test_status_of_a_folder_that_is_no_run_is_one_line(tmp_path):
 # signals
 
 
-def test_a_second_sigterm_does_not_end_a_process_that_leaves():
-    """Python puts a handler of its own back to the default before it has ended."""
+def test_a_second_sigterm_does_not_end_a_process_that_leaves(tmp_path):
+    """Python puts a handler of its own back to the default before it has ended. What an earlier job told goes."""
     code = (
-        "import os, signal; from swirl_nemo.interrupt import Interrupt; asked = Interrupt(None, 60);"
+        "import os, pathlib, signal; from swirl_nemo.interrupt import Interrupt;"
+        f"told = pathlib.Path('{tmp_path / '3.txt'}'); told.touch();"
+        "asked = Interrupt(told, 60); assert not told.exists();"
         "os.kill(os.getpid(), signal.SIGTERM); signal.raise_signal(signal.SIGTERM);"
         "assert asked._asked and signal.getsignal(signal.SIGTERM) is signal.SIG_IGN"
     )
