@@ -5,10 +5,9 @@ One base model a world is pre-trained on the state-only transitions: it can copy
 A seed warms it up on the labels once, and all its runs start from there, but for `shared`, whose warm-up is of both
 roles together. `swirl` makes the baselines of conf/experiment/NAME.yaml, too. `no_prior` has no prior over actions, and
 neither have the ablations after it, which are to be compared with it (in a world without one it is SWIRL without
-baselines). `equal_time` has no policy gradient in Phase I,
-and as many more steps of it as fit into the time that the gradient takes. `states-N` have N state-only transitions for
-the phases (the base saw all). One machine for a seed's runs: processors round differently, so that base and warm-up
-differ.
+baselines). `equal_time` has no policy gradient in Phase I, and as many more steps of it as fit into the time that the
+gradient takes. `states-N` have N state-only transitions for the phases (the base saw all). One machine for a seed's
+runs: processors round differently, so that base and warm-up differ.
 
 Needs: two cores, 8 GB of memory, what the world needs (docs/worlds.md).
 Command: python recipes/evidence.py minigrid

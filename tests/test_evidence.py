@@ -292,6 +292,7 @@ def test_ablations_stand_beside_swirl_from_their_own_warmup(evidence, tables):
 def test_where_swirl_has_no_prior_its_ablations_stand_beside_the_run_without_baselines(evidence, tables):
     keep(evidence, "swirl", 1, **kept_run(0.9, warmup=0.2))  # of another machine
     keep(evidence, "no_gradient", 1, **kept_run(0.6, warmup=0.5))
+    assert tables.ablations("miniwob", tables.read("bfcl")) == ""
     keep(evidence, "no_prior", 1, **kept_run(0.8, warmup=0.5))
     (evidence.KEPT / "bfcl").rename(evidence.KEPT / "miniwob")
     rows = tables.ablations("miniwob", tables.read("miniwob")).splitlines()[2:]

@@ -82,6 +82,20 @@ def test_an_error_is_carried_on(tmp_path, monkeypatch):
     assert [(row.x, row.z) for row in seen] == [(rows[0].x, rows[0].z), (f"<{rows[0].x}>", rows[1].z)]
 
 
+def test_it_can_be_stopped_before_each_step_forward(tmp_path, monkeypatch):
+    path, looks, done = tmp_path / "episodes.jsonl", iter([None, None, SystemExit(0)]), []
+    path.write_text("".join(json.dumps(vars(row)) + "\n" for row in episode(3, 4)))
+    monkeypatch.setattr(lookahead, "predicted", lambda session, part: done.append(part[0].z) or ["y"])
+
+    def look() -> None:
+        if asked := next(looks):
+            raise asked
+
+    with pytest.raises(SystemExit):
+        lookahead.horizon(SimpleNamespace(**vars(ALONE) | {"between_batches": look}), str(path), 4)
+    assert done == [row.z for row in episode(3, 4)[:2]]
+
+
 def test_predictions_become_history(tmp_path, monkeypatch):
     """What was predicted takes the place of what was, the latest last, and no more of it than is asked for."""
     path, rows = tmp_path / "episodes.jsonl", episode(4, 4)
