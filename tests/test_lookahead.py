@@ -162,9 +162,11 @@ def test_a_perfect_model_plans_as_the_oracle_does_and_better_than_chance(tmp_pat
     description = tmp_path / "collect.json"
     settings = vars(HOUSEHOLD.config)
     description.write_text(json.dumps({"world": "household", "settings": settings, "held_out_tasks": []}))
-    session = SimpleNamespace(cfg=SimpleNamespace(data=SimpleNamespace(fact_separator=SEPARATOR)))
+    data, looks = SimpleNamespace(fact_separator=SEPARATOR), []
+    session = SimpleNamespace(cfg=SimpleNamespace(data=data), between_batches=lambda: looks.append("look"))
     monkeypatch.setattr(lookahead, "predicted", perfect)
     shares = lookahead.planning(session, str(description), 30)
+    assert len(looks) == lookahead.DEPTH  # it can be stopped before each step
     assert shares["fwm"] == shares["oracle"] > 0.3 + shares["random"]
     monkeypatch.setattr(lookahead, "predicted", lazy)
     assert lookahead.planning(session, str(description), 30)["fwm"] < shares["oracle"]

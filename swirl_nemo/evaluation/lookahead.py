@@ -126,11 +126,12 @@ Picker = Callable[[list[Choice]], list[int]]
 
 def planning(session: Session, collection: str, count: int) -> dict[str, float]:
     """Shares of `count` problems in which each picker reaches the goal within DEPTH steps. `collection`: collect.json
-    of the data, which has the world's settings."""
+    of the data, which has the world's settings. Every rank does all of it."""
     separator = session.cfg.data.fact_separator
     with _posed(collection, count) as (world, found):
 
         def by_the_fwm(choices: list[Choice]) -> list[int]:
+            session.between_batches()
             return closest(choices, _imagined(session, world.name, choices, separator), separator)
 
         reached = success(world, found, by_the_fwm)
