@@ -187,13 +187,35 @@ def summary(all_kept: dict[str, Kept]) -> str:
     return table(["world, labels, seeds", "", *(MODELS[name] for name in names)], rows)
 
 
+def single_phases(all_kept: dict[str, Kept]) -> str:
+    """Each role by its own phase alone and by both phases, in every world: exact match, means over the seeds that have
+    all of these runs. None has a prior."""
+    alone, rows = {"fwm": "phase_1", "idm": "phase_2"}, []
+    for experiment, kept in all_kept.items():
+        names = ("no_prior", "no_gradient", *alone.values())
+        shown = sorted(set.intersection(*(set(kept.get(name, {})) for name in names)))
+        if not shown:
+            continue
+        _check_warmups(kept, names, "no_prior")
+        for role, own in alone.items():
+            columns = (("no_prior", "warmup"), (own, "swirl"), ("no_prior", "swirl"), ("no_gradient", "swirl"))
+            made = [
+                cell([kept[run][s]["held_out"][role]["exact_match"][model] for s in shown]) for run, model in columns
+            ]
+            title = f"{EXPERIMENTS.get(experiment, experiment)}, {len(shown)}" if role == "fwm" else ""
+            rows.append([title, role.upper(), *made])
+    head = ["warm-up", "its own phase alone", "both phases", "both, Phase I's policy gradient off"]
+    return table(["world, seeds", "", *head], rows)
+
+
 def filled(text: str, all_kept: dict[str, Kept]) -> str:
     """`text` with its marked tables made anew."""
+    of_all_worlds = {"summary": summary, "single_phases": single_phases}
 
     def make(match: re.Match) -> str:
         experiment, _, what = match[2].partition("/")
-        if experiment == "summary":
-            made = summary(all_kept)
+        if experiment in of_all_worlds:
+            made = of_all_worlds[experiment](all_kept)
         else:
             kept = all_kept[experiment]
             made = ablations(experiment, kept) if what == "ablations" else seeds(kept, what or "swirl")

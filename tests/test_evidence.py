@@ -306,6 +306,22 @@ def test_where_swirl_has_no_prior_its_ablations_stand_beside_the_run_without_bas
     assert [line.split(" | ")[0] for line in cost] == ["| SWIRL, without baselines", "| SWIRL and its baselines"]
 
 
+def test_single_phases_are_of_the_seeds_that_have_every_run(evidence, tables):
+    for run, swirl in {"no_prior": 0.8, "no_gradient": 0.6, "phase_1": 0.7, "phase_2": 0.5}.items():
+        keep(evidence, run, 1, **kept_run(swirl, warmup=0.4))
+        keep(evidence, run, 2, **kept_run(swirl + 0.1, warmup=0.4))
+    keep(evidence, "phase_1", 3, **kept_run(0.9, warmup=0.4))
+    kept = tables.read("bfcl")
+    rows = tables.single_phases({"minigrid": {}, "bfcl": kept}).splitlines()[2:]
+    assert rows == [
+        "| BFCL, 2 | FWM | 40.0 (40.0 to 40.0) | 75.0 (70.0 to 80.0) | 85.0 (80.0 to 90.0) | 65.0 (60.0 to 70.0) |",
+        "|  | IDM | 20.0 (20.0 to 20.0) | 27.5 (25.0 to 30.0) | 42.5 (40.0 to 45.0) | 32.5 (30.0 to 35.0) |",
+    ]
+    kept["phase_2"][2] = kept_run(0.5, warmup=0.3)
+    with pytest.raises(SystemExit, match=r"phase_2-2.json: from another warm-up than no_prior-2.json"):
+        tables.single_phases({"bfcl": kept})
+
+
 def test_an_experiment_of_ones_own_has_tables_too(evidence, tables):
     keep(evidence, "swirl", 1, **kept_run(0.6, warmup=0.4))
     keep(evidence, "shared", 1, **kept_run(0.7, warmup=0.5))
@@ -355,4 +371,4 @@ def test_the_tables_in_the_documents_are_those_of_the_recorded_runs(tables, monk
         text = Path(name).read_text()
         assert tables.filled(text, found) == text, f"{name}: run python recipes/evidence_tables.py"
         marked += [match[2] for match in tables.MARKED.finditer(text)]
-    assert sorted(name for name in marked if "/" not in name) == sorted([*found, "summary"])
+    assert sorted(name for name in marked if "/" not in name) == sorted([*found, "single_phases", "summary"])
