@@ -139,15 +139,19 @@ def test_a_way_that_ends_early_or_where_it_began_is_no_problem():
         lookahead.problems(Ways, ["circle", "short"], 2)
 
 
+def nothing():
+    """What is asked before each step, where nobody wants it to stop."""
+
+
 def follow(choices: list[lookahead.Choice]) -> list[int]:
     return [c.actions.index(c.problem.way[len(c.problem.taken)]) for c in choices]
 
 
 def test_who_follows_the_way_arrives_and_who_does_not_is_counted_as_lost():
     problems = lookahead.problems(HOUSEHOLD, ["household"], 10)
-    assert lookahead.success(HOUSEHOLD, problems, follow) == 1
+    assert lookahead.success(HOUSEHOLD, problems, follow, nothing) == 1
     astray = [replace(problem, taken=[]) for problem in problems]
-    reached = lookahead.success(HOUSEHOLD, astray, stray)
+    reached = lookahead.success(HOUSEHOLD, astray, stray, nothing)
     ends = [lookahead._stand(HOUSEHOLD, problem) for problem in astray]
     goals = [HOUSEHOLD.render(end) == problem.goal for end, problem in zip(ends, astray, strict=True)]
     assert reached == sum(goals) / 10 < 1
@@ -166,7 +170,7 @@ def test_a_perfect_model_plans_as_the_oracle_does_and_better_than_chance(tmp_pat
     session = SimpleNamespace(cfg=SimpleNamespace(data=data), between_batches=lambda: looks.append("look"))
     monkeypatch.setattr(lookahead, "predicted", perfect)
     shares = lookahead.planning(session, str(description), 30)
-    assert len(looks) == lookahead.DEPTH  # it can be stopped before each step
+    assert len(looks) == 3 * lookahead.DEPTH  # each picker can be stopped before each of its steps
     assert shares["fwm"] == shares["oracle"] > 0.3 + shares["random"]
     monkeypatch.setattr(lookahead, "predicted", lazy)
     assert lookahead.planning(session, str(description), 30)["fwm"] < shares["oracle"]

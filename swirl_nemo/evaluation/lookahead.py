@@ -131,21 +131,23 @@ def planning(session: Session, collection: str, count: int) -> dict[str, float]:
     with _posed(collection, count) as (world, found):
 
         def by_the_fwm(choices: list[Choice]) -> list[int]:
-            session.between_batches()
             return closest(choices, _imagined(session, world.name, choices, separator), separator)
 
-        reached = success(world, found, by_the_fwm)
-    return {"fwm": reached} | yardsticks(collection, count, separator)
+        reached = success(world, found, by_the_fwm, session.between_batches)
+    return {"fwm": reached} | yardsticks(collection, count, separator, session.between_batches)
 
 
 @cache
-def yardsticks(collection: str, count: int, separator: str) -> dict[str, float]:
+def yardsticks(collection: str, count: int, separator: str, before_step: Callable[[], None]) -> dict[str, float]:
     """The same of a picker by chance and of one that tries each action in the simulator: no model changes these."""
     with _posed(collection, count) as (world, found):
         fresh = [replace(problem, taken=[]) for problem in found]
-        by_chance = success(world, fresh, lambda choices: [0] * len(choices))  # they were shuffled
-        tried = success(world, found, lambda choices: closest(choices, [_true(world, c) for c in choices], separator))
-        return {"random": by_chance, "oracle": tried}
+
+        def by_trying(choices: list[Choice]) -> list[int]:
+            return closest(choices, [_true(world, choice) for choice in choices], separator)
+
+        by_chance = success(world, fresh, lambda choices: [0] * len(choices), before_step)  # they were shuffled
+        return {"random": by_chance, "oracle": success(world, found, by_trying, before_step)}
 
 
 @contextmanager
@@ -177,10 +179,11 @@ def problems(world: World, tasks: Sequence[str], count: int) -> list[Problem]:
     raise ValueError(f"eval.plans={count}: {world.name} gave only {len(found)} problems: lower eval.plans")
 
 
-def success(world: World, every: list[Problem], picker: Picker) -> float:
+def success(world: World, every: list[Problem], picker: Picker, before_step: Callable[[], None]) -> float:
     """The share of problems solved. The simulator is brought to where a problem stands by doing all again."""
     open_problems = every
     for _ in range(DEPTH):
+        before_step()
         choices = [choice for problem in open_problems if (choice := _choice(world, problem))]
         for choice, pick in zip(choices, picker(choices), strict=True):
             choice.problem.taken.append(choice.actions[pick])
