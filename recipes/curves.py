@@ -5,7 +5,7 @@ Needs: a run with at least one phase. Expect: OUT-fwm.svg and OUT-idm.svg.
 Command: python recipes/curves.py runs/scienceworld_smollm2 docs/scienceworld
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from swirl_nemo.evaluation.pictures import pictures
@@ -14,13 +14,19 @@ from swirl_nemo.records import read_lines
 GREY = "#808080"  # legible on a light page and on a dark one; a picture of its own has no page to take a colour from
 
 
-def main(run: str, out: str) -> None:
-    drawn = dict(pictures(read_lines(Path(run, "metrics.jsonl"))))
-    for role in ("fwm", "idm"):
-        svg = drawn.get(f"Reward, {role.upper()} phase")
-        if svg:
-            Path(f"{out}-{role}.svg").write_text(svg.replace("currentColor", GREY))
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("out", help="how the files' names begin")
+    args = parser.parse_args()
+    metrics = args.run / "metrics.jsonl"
+    drawn = dict(pictures(read_lines(metrics))) if metrics.is_file() else {}
+    found = {role: svg for role in ("fwm", "idm") if (svg := drawn.get(f"Reward, {role.upper()} phase"))}
+    if not found:
+        parser.error(f"{metrics}: has no reward of a phase: give the folder of a run that has trained in one")
+    for role, svg in found.items():
+        Path(f"{args.out}-{role}.svg").write_text(svg.replace("currentColor", GREY))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -5,7 +5,7 @@ paper's data-efficiency figure), and the FWM rolled forward on its own predictio
 Command: python recipes/evidence_pictures.py minigrid        (writes docs/evidence/minigrid-*.svg)
 """
 
-import sys
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -47,7 +47,7 @@ def states(kept: Kept) -> Drawing | None:
 
 
 def horizon(kept: Kept) -> Drawing | None:
-    runs = [run["lookahead"] for run in kept["swirl"].values() if "horizon" in run["lookahead"]["swirl"]]
+    runs = [run["lookahead"] for run in kept.get("swirl", {}).values() if "horizon" in run["lookahead"]["swirl"]]
     if not runs:
         return None
     looks = {"warmup": ("warm-up", "#8b7fd6"), "swirl": ("SWIRL", COLOURS["fwm"])}
@@ -63,12 +63,17 @@ def horizon(kept: Kept) -> Drawing | None:
     return draw
 
 
-def main(experiment: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="one that recipes/evidence.py has run")
+    experiment = parser.parse_args().experiment
     kept = read(experiment)
     drawings = {
         "states": ("Exact match on the test split, %", states(kept)),
         "horizon": ("FWM's exact match after k steps, %", horizon(kept)),
     }
+    if not any(draw for _, draw in drawings.values()):
+        parser.error(f"{KEPT / experiment}: nothing to draw: run python recipes/evidence.py {experiment}")
     for name, (title, draw) in drawings.items():
         if draw:
             svg = picture(title, draw)[1].replace("currentColor", GREY)
@@ -76,4 +81,4 @@ def main(experiment: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -14,10 +14,10 @@ Commands:
 Expect: the tables of docs/precision.md. What is scored lies in the run's folder, and is not scored again.
 """
 
+import argparse
 import json
 import platform
 import random
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -236,4 +236,7 @@ def main(run: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the warmed-up run")
+    parser.add_argument("out", type=Path, help="JSON file to write")
+    main(**vars(parser.parse_args()))

@@ -7,6 +7,7 @@ layouts of several processes are left out, since NCCL takes a GPU a process. Exp
 bf16 far under run.drift_warn. Command: python recipes/gpu_check.py docs/runs/gpu_check.json
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -86,4 +87,6 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="JSON file to write")
+    main(parser.parse_args().out)

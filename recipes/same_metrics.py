@@ -5,19 +5,26 @@ Needs: two runs of the same commit, lock, settings and seed. Expect: how many li
 difference where they do not. Command: python recipes/same_metrics.py runs/one runs/other
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from swirl_nemo.records import first_difference, read_lines
 
 
-def main(one: str, other: str) -> str | None:
-    metrics = Path(one, "metrics.jsonl"), Path(other, "metrics.jsonl")
-    difference = first_difference(*metrics)
+def main() -> str | None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("one", "other"):
+        parser.add_argument(name, type=Path, help="folder of a run")
+    one, other = (run / "metrics.jsonl" for run in vars(parser.parse_args()).values())
+    for file in (one, other):
+        if not file.is_file():
+            parser.error(f"{file}: no such file: give the folder of a run that has begun")
+    difference = first_difference(one, other)
     if difference is None:
-        print(f"the same: {len(read_lines(metrics[0]))} lines")
+        print(f"the same: {len(read_lines(one))} lines")
     return difference
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
