@@ -10,6 +10,7 @@ are plausible (log P(y|x,z) + log p(z) over FLOOR), and by fifths of that, the l
 right ones have a form that no label has (swirl_nemo/prior.py).
 """
 
+import argparse
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -76,8 +77,10 @@ def rows(run: Path) -> list[list[str]]:
 
 
 def main(runs: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs that have begun a phase")
     try:
-        lines = [row for run in runs for row in rows(Path(run))]
+        lines = [row for run in parser.parse_args(runs).runs for row in rows(run)]
     except ValueError as error:
         sys.exit(f"annotation_quality: {error}")
     for line in (HEAD, ("---",) * len(HEAD), *lines):

@@ -1,6 +1,7 @@
 """Rolling forward and planning with the world's own dynamics in the model's place: what they give is known then."""
 
 import json
+import weakref
 from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
@@ -173,7 +174,12 @@ def test_a_perfect_model_plans_as_the_oracle_does_and_better_than_chance(tmp_pat
     assert len(looks) == 3 * lookahead.DEPTH  # each picker can be stopped before each of its steps
     assert shares["fwm"] == shares["oracle"] > 0.3 + shares["random"]
     monkeypatch.setattr(lookahead, "predicted", lazy)
-    assert lookahead.planning(session, str(description), 30)["fwm"] < shares["oracle"]
+    again = lookahead.planning(session, str(description), 30)
+    assert again["fwm"] < shares["oracle"] == again["oracle"]
+    assert len(looks) == 4 * lookahead.DEPTH  # chance and the simulator are tried once
+    seen = weakref.ref(session.between_batches)
+    del session
+    assert seen() is None  # and keep nothing of the session alive
 
 
 def test_likeness_counts_facts():

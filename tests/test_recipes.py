@@ -34,6 +34,7 @@ def said(name: str, *arguments: str | Path, monkeypatch, capsys) -> str:
         ("curves", ["no/such", "out"], "no/such/metrics.jsonl: has no reward of a phase"),
         ("same_metrics", ["{begun}", "no/such"], "no/such/metrics.jsonl: no such file"),
         ("same_metrics", ["{begun}"], "the following arguments are required: other"),
+        ("annotation_quality", [], "the following arguments are required: runs"),
         ("evidence_pictures", ["no_such"], "docs/evidence/no_such: nothing to draw: run python recipes/evidence.py"),
     ],
 )

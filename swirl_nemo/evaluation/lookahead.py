@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from random import Random
 
@@ -122,6 +121,8 @@ class Choice:
 
 
 Picker = Callable[[list[Choice]], list[int]]
+# By collection, count and separator: no model changes them. In a functools.cache the callback would keep its session
+_YARDSTICKS: dict[tuple[str, int, str], dict[str, float]] = {}
 
 
 def planning(session: Session, collection: str, count: int) -> dict[str, float]:
@@ -134,12 +135,14 @@ def planning(session: Session, collection: str, count: int) -> dict[str, float]:
             return closest(choices, _imagined(session, world.name, choices, separator), separator)
 
         reached = success(world, found, by_the_fwm, session.between_batches)
-    return {"fwm": reached} | yardsticks(collection, count, separator, session.between_batches)
+    key = (collection, count, separator)
+    if key not in _YARDSTICKS:
+        _YARDSTICKS[key] = yardsticks(*key, session.between_batches)
+    return {"fwm": reached} | _YARDSTICKS[key]
 
 
-@cache
 def yardsticks(collection: str, count: int, separator: str, before_step: Callable[[], None]) -> dict[str, float]:
-    """The same of a picker by chance and of one that tries each action in the simulator: no model changes these."""
+    """The same of a picker by chance and of one that tries each action in the simulator."""
     with _posed(collection, count) as (world, found):
         fresh = [replace(problem, taken=[]) for problem in found]
 
