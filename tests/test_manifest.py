@@ -218,15 +218,14 @@ def _load_planted(work: Path) -> None:
     import torch
     from megatron.core import dist_checkpointing
 
-    from swirl_nemo.checkpoint import trusted
+    from swirl_nemo.checkpoint import saving, trusted
 
     def read(folder: Path, load=trusted.load) -> dict:
         return load(_sharded(torch.zeros(6), None), folder)
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     honest = work / "honest"
-    honest.mkdir()
-    dist_checkpointing.save(_sharded(torch.arange(6.0), {"a": 1}) | {"step": 3}, str(honest))
+    saving.save_tensors(_sharded(torch.arange(6.0), {"a": 1}) | {"step": 3}, honest)
     loaded = read(honest)
     said = {"honest": [loaded["w"].tolist(), loaded["o"], loaded["step"]], "forced": trusted.WEIGHTS_ONLY in os.environ}
     for plant in PLANTED:

@@ -5,7 +5,6 @@ whose target is gone is an error, because an unpatched name would fail later and
 """
 
 import importlib
-import multiprocessing
 import sys
 import types
 from collections.abc import Callable
@@ -110,18 +109,6 @@ def _alone(original):
     return collective
 
 
-def _forked_queue(original):
-    """The queue of the checkpoint writers, its manager forked: spawned, it would import the main module again (8 s)."""
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
-
-    def queue():
-        if filesystem_async._results_queue is None:
-            filesystem_async._results_queue = multiprocessing.get_context("fork").Manager().Queue()
-        return filesystem_async._results_queue
-
-    return queue
-
-
 def _listify(original):
     return lambda model: model if isinstance(model, list) else [model]
 
@@ -186,8 +173,6 @@ TABLE = (
           _constant(True)),
     Patch("megatron.core.dist_checkpointing.strategies.filesystem_async:_write_item", MCORE,
           "torch changed its signature", _write_item),
-    Patch("megatron.core.dist_checkpointing.strategies.filesystem_async:_get_write_results_queue", MCORE,
-          "spawns a process, which a CUDA context needs and nothing else", _forked_queue),
     Patch(f"{OVERRIDES}:HAVE_APEX", NEMO, "its strategy refuses to start without Apex", _constant(True)),
     Patch(f"{OVERRIDES}:McoreDistributedOptimizer", NEMO, "imported only beside Apex",
           _distributed_optimizer, new=True),

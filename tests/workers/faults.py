@@ -155,8 +155,9 @@ def launch(work: Path, name: str, *extra: str, faults: tuple[Fault, ...] = (), p
     while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
         time.sleep(0.05)
     seconds = time.monotonic() - start
-    for rank in ranks:
-        rank.join(2)  # the first to fail may be about to say why
+    if not any((rank.exitcode or 0) < 0 for rank in ranks):
+        for rank in ranks:
+            rank.join(2)  # the first to fail may be about to say why
     codes = [rank.exitcode for rank in ranks]
     for rank in ranks:
         _end(rank.pid)
@@ -200,10 +201,10 @@ def _rank(rank: int, port: int, log: Path, arguments: list[str], faults: tuple[F
     cli.main(["train", *arguments])
 
 
-def draw(seed: int, moment: str) -> Fault:
-    """A kill of either rank at a moment that depends on the seed alone."""
+def draw(seed: int, moment: str, background: bool = False) -> Fault:
+    """A kill of either rank at a moment that depends on the seed, and on how long a save takes."""
     drawn = random.Random(f"{seed} {moment}")
-    longest = 0.5 if moment == "save" else 0.05
+    longest = (0.5 if background else 0.1) if moment == "save" else 0.05
     return Fault(moment, drawn.randint(1, 3), drawn.random() * longest, drawn.randint(0, 1))
 
 
@@ -262,7 +263,7 @@ def kills(work: Path, seeds: list[int]) -> None:
         launch(work, layout, *extra, expect=0)
     for seed in seeds:
         for moment in random.Random(seed).sample(MOMENTS, len(MOMENTS)):
-            launch(work, f"seed-{seed}", *options(seed), faults=(draw(seed, moment),))
+            launch(work, f"seed-{seed}", *options(seed), faults=(draw(seed, moment, in_background(seed)),))
         launch(work, f"seed-{seed}", *options(seed), expect=0)
 
 
