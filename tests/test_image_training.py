@@ -5,13 +5,12 @@ before x, and one run divides the vocabulary, codes and all, between two process
 """
 
 import json
-import os
 import random
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from workers.layouts import fork, run_module
 
 from swirl_nemo.checkpoint.huggingface import import_hf
 from swirl_nemo.checkpoint.image_rows import ImageOptions
@@ -104,20 +103,8 @@ def runs(tmp_path_factory) -> Path:
     settings += [f"data.fwm.{key}_length={LAMPS}" for key in ("min", "max")] + ["data.idm.max_length=4"]
     settings += ['data.fwm.templates=["{history} <fwm> {x} <act> {z} <next>"]']
     settings += ['data.idm.templates=["{history} <idm> {x} <diff> {diff} <act>"]']
-    train = ["-m", "swirl_nemo", "train", *settings]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for command in (
-        [*train, "run.name=one"],
-        [*launcher, *train, "run.name=two", "parallel=tp2", f"warmup.steps={TOGETHER}"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", *command],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=800,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    (work / "settings.json").write_text(json.dumps(settings))
+    run_module("test_image_training", work)
     return work / "runs"
 
 
@@ -167,3 +154,15 @@ def test_two_processes_train_as_one_does(runs):
         )
         assert (len(longer), len(shorter)) == (250, TOGETHER)
         assert longer[:TOGETHER] == pytest.approx(shorter, rel=2e-3) and longer[0] > 1.2 * longer[TOGETHER - 1]
+
+
+def main(work: Path) -> None:
+    from swirl_nemo import cli
+
+    train = ["train", *json.loads((work / "settings.json").read_text())]
+    fork(cli.main, [*train, "run.name=one"])
+    fork(cli.main, [*train, "run.name=two", "parallel=tp2", f"warmup.steps={TOGETHER}"], processes=2)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

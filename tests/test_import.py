@@ -6,7 +6,6 @@ Run as a script, this file is the Megatron process of its own tests: it imports 
 
 import importlib.util
 import json
-import os
 import random
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from workers.layouts import run_module
 
 from swirl_nemo import stack
 from swirl_nemo.checkpoint.distributed import DistributedWriter
@@ -324,9 +324,7 @@ def transformers_logprobs(hf: Path) -> torch.Tensor:
 
 def in_megatron(work: Path) -> None:
     """Import and score every folder of `work` that ends in -hf, in a process of its own."""
-    environment = os.environ | {"PYTORCH_JIT": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, __file__, work], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_module("test_import", work)
 
 
 def sharpen(hf: Path) -> None:

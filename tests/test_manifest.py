@@ -9,12 +9,12 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from workers.layouts import run_module
 
 from swirl_nemo.checkpoint import manifest
 
@@ -245,8 +245,7 @@ def _load_planted(work: Path) -> None:
 @pytest.fixture(scope="module")
 def said(tmp_path_factory) -> dict:
     work = tmp_path_factory.mktemp("planted")
-    done = subprocess.run([sys.executable, __file__, work], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_module("test_manifest", work)
     return json.loads((work / "said.json").read_text())
 
 

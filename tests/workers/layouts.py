@@ -29,7 +29,7 @@ class Layout:
     dtype: str = "fp32"
     recompute: str = "none"
     overlap: bool = False
-    brief: bool = False  # training alone, untied
+    brief: bool = False  # training alone, untied: another layout rolls out and scores with the same code
     padded: bool = False  # query groups padded from two to four, which tensor and context together divide
 
     @property
@@ -54,10 +54,10 @@ class Layout:
 LAYOUTS = {
     "single": Layout(),
     "TP2": Layout(tensor=2),
-    "TP2 SP": Layout(tensor=2, sequence=True),
+    "TP2 SP": Layout(tensor=2, sequence=True, brief=True),
     "PP2": Layout(pipeline=2),
     "DP2": Layout(data=2),
-    "TP2 PP2": Layout(tensor=2, pipeline=2),
+    "TP2 PP2": Layout(tensor=2, pipeline=2, brief=True),
     "TP2 PP2 SP": Layout(tensor=2, pipeline=2, sequence=True),
     "DP2 overlap": Layout(data=2, overlap=True, recompute="selective", brief=True),
     "CP2": Layout(context=2, recompute="full", brief=True),
