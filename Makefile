@@ -1,7 +1,7 @@
 # make quickstart   the main job, small: 8 to 11 minutes after set-up, ends with a table and a report
 # make test         every test but those marked `long`
 # make test-fast    what needs no Megatron process but one, which counts operator calls: two minutes
-# make test-slurm   jobs on a real Slurm of two nodes: ten to sixteen minutes; Debian's slurm-wlm and munge, and root
+# make test-slurm   jobs on a real Slurm of two nodes: 9 to 16 minutes; Debian's slurm-wlm and munge, and root
 # make lint         what pre-commit checks
 # The first call makes .venv from requirements/; a later one installs again only what a changed lock asks for.
 

@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from concurrent.futures import Future
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def kept_run(swirl: float, state_only: int = 4000, **exact: float) -> dict:
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_runs_of_a_seed_differ_from_swirl_in_what_their_name_says(evidence, world):
+    @cache
     def told(run: str):
         return compose(evidence.settings(world, run, 2))
 
@@ -187,6 +189,12 @@ def test_a_warm_up_is_made_where_a_run_begins_with_it(evidence, monkeypatch, run
     assert sorted(trained) == sorted((run, run == "swirl") for run in runs for _ in range(2))
 
 
+@cache
+def told_settings(*chosen: str) -> dict:
+    """Many runs begin with the same base."""
+    return deciding_settings(compose(list(chosen)))
+
+
 @pytest.mark.parametrize("file", WITH_SETTINGS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_kept_run_had_the_settings_that_conf_has(recipe, monkeypatch, file):
     """A key that is new since then is left out."""
@@ -197,7 +205,7 @@ def test_a_kept_run_had_the_settings_that_conf_has(recipe, monkeypatch, file):
     told = recipe.told(file.parent.name, run, int(seed))
     assert {folder.name for folder in told} == kept.keys()
     for folder, chosen in told.items():
-        now = deciding_settings(compose(chosen))
+        now = told_settings(*chosen)
         common = kept[folder.name].keys() & now
         assert len(common) > 50
         if folder == recipe.folder_of(file.parent.name, "base", 0):
