@@ -141,7 +141,7 @@ def save_weights(actor, source: Path, folder: Path) -> None:
 def save_tensors(tensors: dict, folder: Path) -> None:
     """Write a sharded state dict as the new `folder`; collective. Raises as Megatron's own `save` does.
 
-    Megatron's forks the process up to three times, which takes longer than to write what a small model has.
+    Its writers are threads: Megatron's are forks of a fork, which take longer than to write what a small model has.
     """
     request = _request(tensors, folder, queue.SimpleQueue())
     if request.async_fn:
@@ -160,15 +160,13 @@ def _request(tensors: dict, folder: Path, results) -> AsyncRequest:
 
 def _write_in_threads(buckets: list, results) -> None:
     """FileSystemWriterAsync.write_preloaded_data_multiproc: a file a bucket, and one dict or error into `results`."""
-    written, left = queue.SimpleQueue(), queue.Queue()
+    write, written, left = FileSystemWriterAsync.write_preloaded_data, queue.SimpleQueue(), queue.Queue()
+    for number in range(len(buckets)):
+        left.put(number)  # each writer takes one when it has written
     with ThreadPoolExecutor(len(buckets)) as pool:
-        writers = []
-        for number, bucket in enumerate(buckets):
-            left.put(number)
-            write = FileSystemWriterAsync.write_preloaded_data
-            writers.append(pool.submit(write, number, bucket, written, left, True))
-        for writer in writers:
-            writer.result()
+        writers = [pool.submit(write, number, bucket, written, left, True) for number, bucket in enumerate(buckets)]
+    for writer in writers:
+        writer.result()
     found = dict(written.get() for _ in buckets)
     errors = [outcome for outcome in found.values() if isinstance(outcome, Exception)]
     results.put(errors[0] if errors else found)
